@@ -1,0 +1,1 @@
+"""The Tickwheel server. docs/ARCHITECTURE.md has the map of its rooms; imports only go down its floors."""

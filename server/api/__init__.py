@@ -1,0 +1,1 @@
+"""The doors: gRPC and REST. They authenticate, validate and convert; they see a `Scheduler`, never the rooms below."""

@@ -1,0 +1,1 @@
+"""What is due leaves here: one HTTP request in, one outcome out."""
