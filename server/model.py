@@ -329,12 +329,13 @@ class Effects(NamedTuple):
 
     Every row is at most once in `jobs`, `statuses` and `drops` together, and at most once in `live` and `ended`
     together; so the order inside a batch carries no meaning. `next_row` is the first row number not yet given away.
+    A drop is (row, namespace, name).
     """
 
     time_ms: Ms
     next_row: Row
     jobs: list[tuple[Row, JobRow]]
     statuses: list[tuple[Row, bytes]]
-    drops: list[Row]
+    drops: list[tuple[Row, str, str]]
     live: list[tuple[Row, bytes]]
     ended: list[tuple[Row, bytes]]
