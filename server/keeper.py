@@ -27,7 +27,7 @@ from tickwheel.server.table import GONE
 log = get_logger(__name__)
 
 READ_AHEAD_EVERY_MS = 250
-WIDEN_EVERY_MS = 30_000
+WIDEN_EVERY_MS = 5_000
 FIRST_WINDOW_MS = 10_000
 PAGE_ENTRIES = 20_000
 READ_AHEAD_ROWS_MAX = 20_000
@@ -87,10 +87,12 @@ class Keeper:
 
     async def widen(self) -> None:
         """Move every wheel's window on, as far as its share of the entries allows."""
-        until_ms = self._runner.clock.now_ms() + self.config.wheel_horizon_ms
+        now_ms = self._runner.clock.now_ms()
+        until_ms = now_ms + self.config.wheel_horizon_ms
+        enough_ms = now_ms + self.config.wheel_horizon_ms * 3 // 4
         for slot in list(self._runner.slots.values()):
             self._shrink_if_full(slot)
-            if len(slot.shard.wheel) < self._entries_max // 2:
+            if slot.shard.horizon_ms < enough_ms:
                 await self._widen(slot, until_ms)
 
     @property
@@ -109,7 +111,7 @@ class Keeper:
     async def _widen(self, slot: Slot, until_ms: Ms) -> None:
         """Load [present end, until) page by page; stop early when the wheel has its share."""
         shard = slot.shard
-        while shard.horizon_ms < until_ms:
+        while shard.horizon_ms < until_ms and not self._has_share(slot):
             from_ms = shard.widen(until_ms)
             limit = PAGE_ENTRIES
             entries = await self._read_due(slot, from_ms, until_ms, limit)
@@ -123,9 +125,11 @@ class Keeper:
                 shard.load(entry for entry in entries if entry[0] < last_ms)
                 shard.shrink(last_ms)
             self._runner.touch(slot)
-            near = shard.horizon_ms <= self._runner.clock.now_ms() + FIRST_WINDOW_MS
-            if len(shard.wheel) > self._entries_max // 2 and not near:
-                return
+
+    def _has_share(self, slot: Slot) -> bool:
+        """True when the wheel holds enough, and the near future among it."""
+        near = slot.shard.horizon_ms <= self._runner.clock.now_ms() + FIRST_WINDOW_MS
+        return len(slot.shard.wheel) > self._entries_max // 2 and not near
 
     async def _read_due(self, slot: Slot, from_ms: Ms, until_ms: Ms, limit: int) -> list[Entry]:
         return await self._runner.store.read(lambda: slot.store.due(from_ms, until_ms, limit))
