@@ -233,14 +233,20 @@ class Scheduler(Protocol):
         """A page over all shards, and the time it speaks of."""
         ...
 
-    async def count_jobs(self, query: JobQuery, group_by: str, *, consistent: bool) -> tuple[list[JobCount], Ms]:
+    async def count_jobs(
+        self, query: JobQuery, group_by: str, *, consistent: bool
+    ) -> tuple[list[JobCount], Ms]:
         """Counts over all shards, and the time they speak of."""
         ...
 
-    async def list_executions(self, query: ExecutionQuery, *, consistent: bool) -> tuple[ExecutionPage, Ms]:
+    async def list_executions(
+        self, query: ExecutionQuery, *, consistent: bool
+    ) -> tuple[ExecutionPage, Ms]:
         """A page over the shards concerned, and the time it speaks of."""
         ...
 
-    async def get_execution(self, namespace: str, name: str, execution_id: str) -> tuple[Row, Execution]:
+    async def get_execution(
+        self, namespace: str, name: str, execution_id: str
+    ) -> tuple[Row, Execution]:
         """Linearizable. NotFound."""
         ...

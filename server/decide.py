@@ -129,7 +129,13 @@ def _first_occurrence(draft: Draft, command: Create) -> Ms:
     first_ms = prepared.plan.next_after(0 if prepared.once else draft.now_ms)
     if first_ms is None:
         raise InvalidArgument.of(
-            [Violation("job.schedule", "no occurrence lies ahead; check end_time and excluded_times", "NEVER_FIRES")]
+            [
+                Violation(
+                    "job.schedule",
+                    "no occurrence lies ahead; check end_time and excluded_times",
+                    "NEVER_FIRES",
+                )
+            ]
         )
     if prepared.once and not prepared.past_ok and first_ms < draft.now_ms - PAST_GRACE_MS:
         late_s = (draft.now_ms - first_ms) // 1000
@@ -172,7 +178,13 @@ def _reschedule(draft: Draft, job: JobRow, status: Status, spec: Spec) -> Status
     next_ms = plan.next_after(0 if once else max(draft.now_ms, status.last_ms))
     if next_ms is None or (once and next_ms <= status.last_ms):
         raise InvalidArgument.of(
-            [Violation("job.schedule", "the new schedule has no occurrence that lies ahead", "NEVER_FIRES")]
+            [
+                Violation(
+                    "job.schedule",
+                    "the new schedule has no occurrence that lies ahead",
+                    "NEVER_FIRES",
+                )
+            ]
         )
     state = JobState.SCHEDULED if status.state == JobState.COMPLETED else status.state
     return _armed(status._replace(state=state, next_ms=next_ms, buffered_ms=0), job.uid, spec)
@@ -460,7 +472,9 @@ def _settle(status: Status, spec: Spec, now_ms: Ms) -> Status:
     """COMPLETED once nothing is left to happen; its due time is then the end of its retention."""
     if status.state != JobState.SCHEDULED or status.next_ms or status.live or status.buffered_ms:
         return status
-    return status._replace(state=JobState.COMPLETED, due_ms=now_ms + spec.retention_ms, update_ms=now_ms)
+    return status._replace(
+        state=JobState.COMPLETED, due_ms=now_ms + spec.retention_ms, update_ms=now_ms
+    )
 
 
 def _record_missed(draft: Draft, row: Row, job: JobRow, status: Status, missed: Missed) -> Status:
@@ -470,7 +484,12 @@ def _record_missed(draft: Draft, row: Row, job: JobRow, status: Status, missed: 
         run = run._replace(last_ms=missed.last_ms, count=run.count + missed.count)
     else:
         run = SkipRun(
-            draft.new_row(), draft.now_ms, missed.first_ms, missed.last_ms, missed.count, missed.reason
+            draft.new_row(),
+            draft.now_ms,
+            missed.first_ms,
+            missed.last_ms,
+            missed.count,
+            missed.reason,
         )
     state = _MISSED_STATES.get(run.reason, ExecutionState.MISSED)
     record = Execution(
@@ -479,7 +498,10 @@ def _record_missed(draft: Draft, row: Row, job: JobRow, status: Status, missed: 
     )  # fmt: skip
     draft.put_ended(run.row, record)
     return status._replace(
-        skip=run, skipped=status.skipped + missed.count, last_outcome=int(state), update_ms=draft.now_ms
+        skip=run,
+        skipped=status.skipped + missed.count,
+        last_outcome=int(state),
+        update_ms=draft.now_ms,
     )
 
 

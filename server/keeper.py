@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from tickwheel.server.config import Config
-from tickwheel.server.errors import Fatal, StoreFailed
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms
@@ -73,7 +72,9 @@ class Keeper:
         """End the periodic work; what is under way ends by itself."""
         self._stop.set()
 
-    async def _every(self, period_ms: int, work: Callable[[], Awaitable[None]], *, at_once: bool = False) -> None:
+    async def _every(
+        self, period_ms: int, work: Callable[[], Awaitable[None]], *, at_once: bool = False
+    ) -> None:
         while not self._stop.is_set():
             if at_once:
                 await work()
@@ -175,7 +176,9 @@ class Keeper:
             shard = slot.shard
             applied = Applied(slot.applied, shard.epoch, shard.next_row, shard.last_ms)
             work.append((slot.store, shard.table.freeze(), applied))
-        await self._runner.store.flush(lambda: [store.flush(changes, applied) for store, changes, applied in work])
+        await self._runner.store.flush(
+            lambda: [store.flush(changes, applied) for store, changes, applied in work]
+        )
         keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
         for slot in slots:
             before_bytes = slot.shard.table.bytes_held
@@ -205,5 +208,3 @@ class Keeper:
         now_ms = self._runner.clock.now_ms()
         await self.flush()
         return now_ms
-
-

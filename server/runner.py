@@ -19,7 +19,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tickwheel.server import codec
-from tickwheel.server.command import Command, Create, Ended, NamedCommand, Redrive, Reply, Run, Update
+from tickwheel.server.command import (
+    Command,
+    Create,
+    Ended,
+    NamedCommand,
+    Redrive,
+    Reply,
+    Run,
+    Update,
+)
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Unavailable
@@ -60,7 +69,10 @@ class Dispatch(Protocol):
     """What the runner asks of dispatch."""
 
     def submit(
-        self, fire: Fire, gate: Callable[[Fire], Awaitable[bool]], done: Callable[[Fire, Outcome], None]
+        self,
+        fire: Fire,
+        gate: Callable[[Fire], Awaitable[bool]],
+        done: Callable[[Fire, Outcome], None],
     ) -> None:
         """Send it when its turn comes."""
         ...
@@ -96,7 +108,9 @@ class Slot:
     store: ShardStore
     index: int
     applied: int
-    waiting: list[tuple[NamedCommand, Ticket, int]] = field(default_factory=list[tuple[NamedCommand, Ticket, int]])
+    waiting: list[tuple[NamedCommand, Ticket, int]] = field(
+        default_factory=list[tuple[NamedCommand, Ticket, int]]
+    )
     leading: list[Command] = field(default_factory=list[Command])
     busy: bool = False
     next_ms: Ms | None = None
@@ -122,7 +136,7 @@ class Work:
 class Runner:
     """Drives the shards of one node on one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it is where all devices meet
         self,
         config: Config,
         clock: Clock,
@@ -155,7 +169,9 @@ class Runner:
 
     # --- commands in ---
 
-    def call(self, commands: Sequence[tuple[int, NamedCommand]]) -> "asyncio.Future[list[Reply | TickwheelError]]":
+    def call(
+        self, commands: Sequence[tuple[int, NamedCommand]]
+    ) -> "asyncio.Future[list[Reply | TickwheelError]]":
         """Carry (shard, command) pairs to their shards; one answer each, in order, when all are durable.
 
         Raises ResourceExhausted when the queue is full: then nothing was taken.
@@ -186,7 +202,9 @@ class Runner:
             reason = "TABLE_FULL" if full else "DISK_FULL"
             what = "changes wait to be written to the store" if full else "the disk is almost full"
             raise ResourceExhausted(
-                f"{what}: new work is refused for now", reason=reason, retry_after_ms=500 if full else 10_000
+                f"{what}: new work is refused for now",
+                reason=reason,
+                retry_after_ms=500 if full else 10_000,
             )
 
     def lead(self, slot: Slot, command: Command) -> None:
@@ -259,7 +277,9 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(lambda stores=stores: [read_wants(s, w) for s, w in stores])
+            answers = await self.store.read(
+                lambda stores=stores: [read_wants(s, w) for s, w in stores]
+            )
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -276,7 +296,9 @@ class Runner:
                 slot.index += 1
                 payload = codec.encode_effects(work.effects)
                 records.append(
-                    Record(RecordType.ENTRY, slot.shard.number, slot.shard.epoch, slot.index, payload)
+                    Record(
+                        RecordType.ENTRY, slot.shard.number, slot.shard.epoch, slot.index, payload
+                    )
                 )
         return records
 
@@ -291,7 +313,9 @@ class Runner:
 
     def _reply(self, group: list[Work]) -> None:
         for work in group:
-            for (ticket, position), reply in zip(work.tickets, work.replies[work.leader_count :], strict=True):
+            for (ticket, position), reply in zip(
+                work.tickets, work.replies[work.leader_count :], strict=True
+            ):
                 ticket.answer(position, reply)
 
     def _refuse(self, group: list[Work], error: TickwheelError) -> None:
@@ -315,7 +339,11 @@ class Runner:
     def touch(self, slot: Slot) -> None:
         """The shard's wheel may have changed: see whether the timer must ring earlier."""
         slot.next_ms = slot.shard.wheel.next_ms()
-        if self.firing and slot.next_ms is not None and (self._wake_ms is None or slot.next_ms < self._wake_ms):
+        if (
+            self.firing
+            and slot.next_ms is not None
+            and (self._wake_ms is None or slot.next_ms < self._wake_ms)
+        ):
             self._arm()
 
     def start_firing(self) -> None:
@@ -335,7 +363,9 @@ class Runner:
             self._timer.cancel()
         now_ms = self.clock.now_ms()
         idle_ms = now_ms + IDLE_MS
-        self._wake_ms = min((s.next_ms for s in self.slots.values() if s.next_ms is not None), default=idle_ms)
+        self._wake_ms = min(
+            (s.next_ms for s in self.slots.values() if s.next_ms is not None), default=idle_ms
+        )
         self._wake_ms = min(max(self._wake_ms, self.hold_until_ms), idle_ms)
         delay_s = max(self._wake_ms - now_ms, 0) / 1000
         self._timer = self._loop.call_later(delay_s, self._ring)
