@@ -10,7 +10,22 @@ Must never import: any room but `model`, `errors`; no I/O, no clock.
 """
 
 from struct import Struct
-from tickwheel.server.model import JobState, Reason, Row, SkipRun, Status
+
+from tickwheel.internal.v1 import effects_pb2 as pb
+from tickwheel.server.model import (
+    Attempt,
+    Effects,
+    Execution,
+    ExecutionKind,
+    ExecutionState,
+    JobRow,
+    JobState,
+    Ms,
+    Reason,
+    Row,
+    SkipRun,
+    Status,
+)
 
 VERSION = 1
 
@@ -94,3 +109,76 @@ def decode_labels(text: str) -> dict[str, str]:
     """The inverse of `encode_labels`."""
     pairs = (pair.split("=", 1) for pair in text.split("\x1f") if pair)
     return {key: value for key, value in pairs}
+
+
+# --- executions ------------------------------------------------------------------------------------------------------
+
+_KINDS = {int(k): k for k in ExecutionKind}
+_EXECUTION_STATES = {int(s): s for s in ExecutionState}
+_REASONS = {int(r): r for r in Reason}
+
+
+def encode_execution(execution: Execution) -> bytes:
+    """The stored form; `decode_execution` is its inverse."""
+    fields = execution._asdict()
+    fields["attempts"] = [pb.Attempt(**attempt._asdict()) for attempt in execution.attempts]
+    return pb.Execution(**fields).SerializeToString()
+
+
+def decode_execution(data: bytes) -> Execution:
+    """The `Execution` of its stored form."""
+    m = pb.Execution.FromString(data)
+    attempts = tuple(
+        Attempt(a.number, a.epoch, a.generation, a.start_ms, a.end_ms, a.status, a.error, a.body) for a in m.attempts
+    )
+    return Execution(
+        m.job_row, m.uid, m.namespace, m.job, _KINDS[m.kind], m.scheduled_ms, m.request_id, _EXECUTION_STATES[m.state],
+        m.create_ms, m.due_ms, m.end_ms, m.attempt, m.base, m.first_attempt_ms, _REASONS[m.reason], m.last_ms,
+        m.count, attempts,
+    )  # fmt: skip
+
+
+def execution_due(data: bytes) -> tuple[Ms, int]:
+    """(due_ms, attempts that ended), for the wheel."""
+    m = pb.Execution.FromString(data)
+    return m.due_ms, m.attempt
+
+
+def execution_columns(data: bytes) -> tuple[Row, int, Ms, Ms, Ms, int, str, str]:
+    """(job_row, state, create_ms, scheduled_ms, due_ms, attempt, namespace, job): what the store indexes and filters."""
+    m = pb.Execution.FromString(data)
+    return m.job_row, m.state, m.create_ms, m.scheduled_ms, m.due_ms, m.attempt, m.namespace, m.job
+
+
+# --- effects: the payload of a journal entry -------------------------------------------------------------------------
+
+
+def encode_effects(effects: Effects) -> bytes:
+    """The payload of an ENTRY; `decode_effects` is its inverse."""
+    m = pb.Effects(time_ms=effects.time_ms, next_row=effects.next_row)
+    put = m.jobs.add
+    for row, (namespace, name, uid, spec, status, labels) in effects.jobs:
+        put(row=row, namespace=namespace, name=name, uid=uid, spec=spec, status=status, labels=labels)
+    for row, status in effects.statuses:
+        m.statuses.add(row=row, status=status)
+    for row, namespace, name in effects.drops:
+        m.drops.add(row=row, namespace=namespace, name=name)
+    for row, data in effects.live:
+        m.live.add(row=row, execution=data)
+    for row, data in effects.ended:
+        m.ended.add(row=row, execution=data)
+    return m.SerializeToString()
+
+
+def decode_effects(data: bytes) -> Effects:
+    """The `Effects` of an ENTRY's payload."""
+    m = pb.Effects.FromString(data)
+    return Effects(
+        m.time_ms,
+        m.next_row,
+        [(j.row, JobRow(j.namespace, j.name, j.uid, j.spec, j.status, j.labels)) for j in m.jobs],
+        [(s.row, s.status) for s in m.statuses],
+        [(d.row, d.namespace, d.name) for d in m.drops],
+        [(e.row, e.execution) for e in m.live],
+        [(e.row, e.execution) for e in m.ended],
+    )

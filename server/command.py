@@ -122,6 +122,13 @@ class Redrive(NamedTuple):
     request_id: str
 
 
+class Get(NamedTuple):
+    """Look at a job. Never logged: it only says what must be read."""
+
+    namespace: str
+    name: str
+
+
 # --- commands of the leader itself -----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from random import Random
 from typing import NamedTuple
 
 from tickwheel.server import codec, decide, misfire, schedule
-from tickwheel.server.command import Command, Due, Expire, JobView, Missed, Reply
+from tickwheel.server.command import Command, Due, Ended, Expire, JobView, Missed, Reply
 from tickwheel.server.draft import Draft, Flight, Rows, Stamp
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.fire import Fire
@@ -106,7 +106,7 @@ class Shard:
                 flight.withdrawn = True
         effects = draft.effects()
         if effects is None:
-            self._release_logging(commands)
+            self._release(commands)
         else:
             self.held = draft.touched
         return Batch(effects, replies)
@@ -114,16 +114,22 @@ class Shard:
     def settle(self, commands: Sequence[Command], effects: Effects) -> None:
         """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile."""
         held, self.held = self.held, set()
+        for command in commands:
+            if isinstance(command, Ended):
+                self.landed(command.fire, withdrawn=False)
         self.apply(effects)
-        self._release_logging(commands)
+        self._release(commands)
         for row in held:
             self._unpark(row)
 
-    def _release_logging(self, commands: Sequence[Command]) -> None:
+    def _release(self, commands: Sequence[Command]) -> None:
+        """The commands that the leader gave itself are done with, whether they changed anything or not."""
         for command in commands:
             if isinstance(command, Due | Expire):
                 self._logging.discard(command.job_row)
                 self._unpark(command.job_row)
+            elif isinstance(command, Ended):
+                self.landed(command.fire, withdrawn=False)
 
     def _unpark(self, row: Row) -> None:
         for due_ms, entry_row, generation in self._parked.pop(row, ()):
