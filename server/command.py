@@ -137,7 +137,7 @@ class Missed(NamedTuple):
 
     first_ms: Ms
     last_ms: Ms
-    count: int
+    length: int
     reason: Reason
 
 
