@@ -102,7 +102,7 @@ def open_slots(
             start_ms=max(start_ms, applied.time_ms),
             next_row=applied.next_row,
             table=Table(cache_bytes_max),
-            rng=Random(f"{seed}:{number}"),
+            rng=Random(f"{seed}:{number}"),  # noqa: S311 - ids and jitter, no secrets
         )
         slots[number] = Slot(shard, store, applied.index, applied.index)
     return slots
