@@ -12,7 +12,7 @@ Must never import: the doors.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from tickwheel.server import codec
@@ -22,6 +22,7 @@ from tickwheel.server.draft import Rows
 from tickwheel.server.errors import NotFound, TickwheelError, WalRot
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
+from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Effects, Execution, Ms, Row
 from tickwheel.server.placement import shard_of
 from tickwheel.server.query import (
@@ -37,10 +38,11 @@ from tickwheel.server.query import (
 )
 from tickwheel.server.reading import collect, merge
 from tickwheel.server.record import Record, RecordType
-from tickwheel.server.runner import Runner, Slot, read_wants
+from tickwheel.server.runner import Clock, Dispatch, Runner, Slot, read_wants
 from tickwheel.server.shard import Shard
-from tickwheel.server.store import ShardStore
+from tickwheel.server.store import ShardStore, StorePort
 from tickwheel.server.table import Table
+from tickwheel.server.wal import Wal as WalPort
 
 log = get_logger(__name__)
 
@@ -256,3 +258,67 @@ def _no_job(namespace: str, name: str) -> NotFound:
         reason="JOB_NOT_FOUND",
         metadata={"job": name, "namespace": namespace},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What a node stands on: real ones from `app`, simulated ones from the tests."""
+
+    clock: Clock
+    store: StorePort
+    dispatch: Dispatch
+    open_store: Callable[[int], ShardStore]
+    open_wal: Callable[[], tuple[Iterable[Record], WalPort]]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A node that serves: its parts, for the doors and for stopping."""
+
+    node: "Node"
+    runner: Runner
+    keeper: Keeper
+    wal: WalPort
+
+
+async def start(
+    config: Config,
+    devices: Devices,
+    metrics: Metrics,
+    *,
+    seed: int,
+    on_fatal: Callable[[BaseException], None],
+) -> Started:
+    """Bring a node up: recover, replay, lead, load the next seconds, fire. Raises Fatal."""
+    start_ms = devices.clock.now_ms()
+    slots = open_slots(config, devices.open_store, start_ms=start_ms, seed=seed)
+    records, wal = devices.open_wal()
+    epoch, entries = replay(slots, records, config.table_bytes_max)
+    epoch = max(epoch, *(slot.shard.epoch for slot in slots.values())) + 1
+    await wal.submit(lead_all(slots, epoch, start_ms))
+    log.info("recovered", extra={"epoch": epoch, "entries_replayed": entries})
+    runner = Runner(
+        config,
+        devices.clock,
+        wal=wal,
+        store=devices.store,
+        dispatch=devices.dispatch,
+        metrics=metrics,
+        on_fatal=on_fatal,
+    )
+    runner.slots = slots
+    runner.table_bytes = sum(slot.shard.table.bytes_held for slot in slots.values())
+    keeper = Keeper(config, runner, wal, metrics)
+    await keeper.load_first()
+    runner.start_firing()
+    keeper.start()
+    return Started(Node(config, runner, keeper), runner, keeper, wal)
+
+
+async def stop(started: Started) -> None:
+    """Stop in order: nothing new is fired, what was taken is answered, the store is brought up to date."""
+    started.runner.stop_firing()
+    started.keeper.stop()
+    await started.runner.drain()
+    await started.keeper.flush()
+    await started.keeper.checkpoint()
