@@ -231,7 +231,7 @@ class Execution(_message.Message):
     FIRST_ATTEMPT_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     LAST_MS_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     job_row: _builtins.int
     """The row of its job."""
@@ -265,7 +265,7 @@ class Execution(_message.Message):
     """model.Reason."""
     last_ms: _builtins.int
     """Of a run of skipped occurrences the last."""
-    count: _builtins.int
+    length: _builtins.int
     """How many occurrences it stands for."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
@@ -290,12 +290,12 @@ class Execution(_message.Message):
         first_attempt_ms: _builtins.int = ...,
         reason: _builtins.int = ...,
         last_ms: _builtins.int = ...,
-        count: _builtins.int = ...,
+        length: _builtins.int = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "base", b"base", "count", b"count", "create_ms", b"create_ms", "due_ms", b"due_ms", "end_ms", b"end_ms", "first_attempt_ms", b"first_attempt_ms", "job", b"job", "job_row", b"job_row", "kind", b"kind", "last_ms", b"last_ms", "namespace", b"namespace", "reason", b"reason", "request_id", b"request_id", "scheduled_ms", b"scheduled_ms", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "base", b"base", "create_ms", b"create_ms", "due_ms", b"due_ms", "end_ms", b"end_ms", "first_attempt_ms", b"first_attempt_ms", "job", b"job", "job_row", b"job_row", "kind", b"kind", "last_ms", b"last_ms", "length", b"length", "namespace", b"namespace", "reason", b"reason", "request_id", b"request_id", "scheduled_ms", b"scheduled_ms", "state", b"state", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
