@@ -225,9 +225,11 @@ class Status(NamedTuple):
     """The part of a job that changes as it runs; about 100 bytes encoded (`record.encode_status`).
 
     `next_ms` is the next scheduled time and `due_ms` the instant it fires (jitter added); both 0 when none is left.
-    `live` are the rows of its executions that have not ended, oldest first. `buffered_ms` is the occurrence that waits
-    for the live one (BUFFER_ONE). `run` counts the occurrences started, for `max_executions` and for display.
-    `requests` are the last 64 (hash of request_id, execution row) of RunJob, RetryExecution and BackfillJob.
+    `origin` is the hash of the request that created the job (idempotent creates). `buffered_ms` is the occurrence that
+    waits for the live one (BUFFER_ONE). `run` counts the occurrences started, for `max_executions` and for display.
+    `skip` is the run of skipped or missed occurrences that the next one would lengthen. `live` are the rows of its
+    executions that have not ended, oldest first. `requests` are the last 64 (hash of request_id, execution row) of
+    RunJob and RetryExecution.
     """
 
     state: JobState
@@ -243,18 +245,35 @@ class Status(NamedTuple):
     failed: int = 0
     skipped: int = 0
     buffered_ms: Ms = 0
+    origin: bytes = bytes(16)
+    skip: "SkipRun | None" = None
     live: tuple[Row, ...] = ()
     requests: tuple[tuple[bytes, Row], ...] = ()
 
 
+class SkipRun(NamedTuple):
+    """Consecutive occurrences that were not attempted for one reason: one record {first, last, count, reason}."""
+
+    row: Row
+    create_ms: Ms
+    first_ms: Ms
+    last_ms: Ms
+    length: int
+    reason: Reason
+
+
 class JobRow(NamedTuple):
-    """A job as table and store keep it: identity, the user's spec as bytes, and the encoded `Status`."""
+    """A job as table and store keep it: identity, the user's spec as bytes, and the encoded `Status`.
+
+    `labels` is `codec.encode_labels`' text, empty when there are none.
+    """
 
     namespace: str
     name: str
     uid: bytes
     spec: bytes
     status: bytes
+    labels: str = ""
 
 
 class Attempt(NamedTuple):
@@ -275,7 +294,7 @@ class Execution(NamedTuple):
 
     `attempt` is the number of the last attempt that ended; `base` what it was when the present budget of attempts
     began (a redrive starts a new one). For a run of skipped or missed occurrences `scheduled_ms` is the first,
-    `last_ms` the last and `count` how many.
+    `last_ms` the last and `length` how many.
     """
 
     job_row: Row
@@ -294,7 +313,7 @@ class Execution(NamedTuple):
     first_attempt_ms: Ms = 0
     reason: Reason = Reason.NONE
     last_ms: Ms = 0
-    count: int = 1
+    length: int = 1
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -310,12 +329,13 @@ class Effects(NamedTuple):
 
     Every row is at most once in `jobs`, `statuses` and `drops` together, and at most once in `live` and `ended`
     together; so the order inside a batch carries no meaning. `next_row` is the first row number not yet given away.
+    A drop is (row, namespace, name).
     """
 
     time_ms: Ms
     next_row: Row
     jobs: list[tuple[Row, JobRow]]
     statuses: list[tuple[Row, bytes]]
-    drops: list[Row]
+    drops: list[tuple[Row, str, str]]
     live: list[tuple[Row, bytes]]
     ended: list[tuple[Row, bytes]]

@@ -1,0 +1,338 @@
+"""Floor 2, pure. One function a command: what it changes (in the draft) and what it answers, or why it is refused.
+
+    SCHEDULED ──pause──► PAUSED ──resume──► SCHEDULED          any of them ──delete──► gone
+        │  ╲──cancel──► CANCELLED     (410 from the target) ──► DISABLED ──resume──► SCHEDULED
+        ╰──no occurrence and no execution left──► COMPLETED    (a finished job is forgotten after its retention)
+
+Everything that replay must not decide again is stamped here: ids, times, the next occurrence, the next attempt.
+A handler that refuses (raises an error of `errors`) has changed nothing.
+
+Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chance comes from the draft's `Random`.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from tickwheel.server import codec, progress, schedule
+from tickwheel.server.command import (
+    Cancel,
+    ChangeReply,
+    Command,
+    Create,
+    Delete,
+    Due,
+    Ended,
+    Expire,
+    JobView,
+    Missed,
+    NamedCommand,
+    Pause,
+    Redrive,
+    Reply,
+    Resume,
+    Run,
+    Update,
+    etag,
+)
+from tickwheel.server.draft import Draft
+from tickwheel.server.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    TickwheelError,
+    Violation,
+)
+from tickwheel.server.model import (
+    Execution,
+    ExecutionKind,
+    ExecutionState,
+    JobRow,
+    JobState,
+    Ms,
+    Once,
+    Reason,
+    Row,
+    Spec,
+    Status,
+)
+from tickwheel.server.steps import (
+    armed,
+    cancel_unsent,
+    check_live_room,
+    end_live,
+    known_job,
+    race,
+    record_missed,
+    settle,
+    view_of,
+    wrong_state,
+)
+
+PAST_GRACE_MS = 60_000
+"""A one-off may be this late when it is created, unless the request says that the past is welcome."""
+
+REQUESTS_MAX = 64
+"""How many request_ids of Run and Redrive a job remembers."""
+
+
+def decide(draft: Draft, commands: Sequence[Command]) -> list[Reply | TickwheelError]:
+    """Run the commands in order over the draft. One answer each; an error instance stands for a refusal."""
+    return [_decide_one(draft, command) for command in commands]
+
+
+def _decide_one(draft: Draft, command: Command) -> Reply | TickwheelError:
+    try:
+        return HANDLERS[type(command)](draft, command)
+    except TickwheelError as error:
+        return error
+
+
+def _create(draft: Draft, command: Create) -> JobView:
+    prepared = command.prepared
+    row = 0 if command.fresh else draft.find(command.namespace, command.name)
+    if row:
+        return _created_before(draft, row, command)
+    uid = (draft.now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
+    first_ms = _first_occurrence(draft, command)
+    due_ms = first_ms + schedule.jitter(uid, first_ms, prepared.jitter_ms)
+    status = Status(
+        JobState.SCHEDULED, 1, draft.now_ms, draft.now_ms, first_ms, due_ms, origin=prepared.digest
+    )
+    job = JobRow(command.namespace, command.name, uid, prepared.spec, b"", prepared.labels)
+    if command.validate_only:
+        return JobView(0, job, status)
+    row = draft.new_row()
+    draft.put_job(row, job, status)
+    return JobView(row, job, status)
+
+
+def _created_before(draft: Draft, row: Row, command: Create) -> JobView:
+    job, status = known_job(draft, row, command)
+    if status.origin != command.prepared.digest:
+        raise AlreadyExists(
+            f"job {command.name!r} exists with other content; choose another job_id, or update it",
+            metadata={"job": command.name, "namespace": command.namespace, "uid": job.uid.hex()},
+        )
+    return view_of(draft, row, job, status)
+
+
+def _first_occurrence(draft: Draft, command: Create) -> Ms:
+    prepared = command.prepared
+    first_ms = prepared.plan.next_after(0 if prepared.once else draft.now_ms)
+    if first_ms is None:
+        raise InvalidArgument.of(
+            [
+                Violation(
+                    "job.schedule",
+                    "no occurrence lies ahead; check end_time and excluded_times",
+                    "NEVER_FIRES",
+                )
+            ]
+        )
+    if prepared.once and not prepared.past_ok and first_ms < draft.now_ms - PAST_GRACE_MS:
+        late_s = (draft.now_ms - first_ms) // 1000
+        raise InvalidArgument.of(
+            [
+                Violation(
+                    "job.schedule.once",
+                    f"its time passed {late_s} s ago; give a later time, or say past_policy = FIRE_NOW",
+                    "PAST_TIME",
+                )
+            ]
+        )
+    return first_ms
+
+
+def _update(draft: Draft, command: Update) -> ChangeReply:
+    row, job, status = _named(draft, command)
+    _check_etag(status, command.etag)
+    if status.state == JobState.CANCELLED:
+        raise wrong_state(job, status, "a cancelled job can't be updated; create a new one")
+    prepared = command.merge(job.spec)
+    before, after = codec.decode_spec(job.spec), codec.decode_spec(prepared.spec)
+    rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
+    cancellation, attempt = race(draft, status, row)
+    if rescheduled or before.jitter_ms != after.jitter_ms:
+        status = _reschedule(draft, job, status, after)
+    status = status._replace(generation=status.generation + 1, update_ms=draft.now_ms)
+    job = job._replace(spec=prepared.spec, labels=prepared.labels)
+    if not command.validate_only:
+        if rescheduled:
+            status = cancel_unsent(draft, row, status)
+        draft.put_job(row, job, settle(status, after, draft.now_ms))
+    return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+
+
+def _reschedule(draft: Draft, job: JobRow, status: Status, spec: Spec) -> Status:
+    """The status under a new schedule: never again an occurrence that was already handled."""
+    plan = schedule.compile(spec.schedule, spec.window)
+    once = isinstance(spec.schedule, Once)
+    next_ms = plan.next_after(0 if once else max(draft.now_ms, status.last_ms))
+    if next_ms is None or (once and next_ms <= status.last_ms):
+        raise InvalidArgument.of(
+            [
+                Violation(
+                    "job.schedule",
+                    "the new schedule has no occurrence that lies ahead",
+                    "NEVER_FIRES",
+                )
+            ]
+        )
+    state = JobState.SCHEDULED if status.state == JobState.COMPLETED else status.state
+    return armed(status._replace(state=state, next_ms=next_ms, buffered_ms=0), job.uid, spec)
+
+
+def _delete(draft: Draft, command: Delete) -> None:
+    row, job, status = _named(draft, command)
+    _check_etag(status, command.etag)
+    end_live(draft, row, status, Reason.JOB_DELETED, sent_too=True)
+    draft.drop(row, job)
+
+
+def _pause(draft: Draft, command: Pause) -> JobView:
+    row, job, status = _named(draft, command)
+    _check_etag(status, command.etag)
+    if status.state == JobState.PAUSED:
+        return view_of(draft, row, job, status)
+    if status.state != JobState.SCHEDULED:
+        raise wrong_state(job, status, "only a SCHEDULED job can be paused")
+    status = status._replace(state=JobState.PAUSED, due_ms=0, update_ms=draft.now_ms)
+    draft.put_status(row, status)
+    return view_of(draft, row, job, status)
+
+
+def _resume(draft: Draft, command: Resume) -> JobView:
+    row, job, status = _named(draft, command)
+    _check_etag(status, command.etag)
+    if status.state == JobState.SCHEDULED:
+        return view_of(draft, row, job, status)
+    if status.state not in {JobState.PAUSED, JobState.DISABLED}:
+        raise wrong_state(job, status, "only a PAUSED or DISABLED job can be resumed")
+    spec = codec.decode_spec(job.spec)
+    status = status._replace(state=JobState.SCHEDULED, update_ms=draft.now_ms)
+    status = _skip_paused(draft, row, job, status, spec)
+    status = settle(armed(status, job.uid, spec), spec, draft.now_ms)
+    draft.put_status(row, status)
+    for live in status.live:
+        execution = draft.execution(live)
+        if execution is not None:
+            draft.put_live(live, execution)
+    return view_of(draft, row, job, status)
+
+
+def _skip_paused(draft: Draft, row: Row, job: JobRow, status: Status, spec: Spec) -> Status:
+    """What a recurring job would have done while it was paused becomes one record."""
+    if isinstance(spec.schedule, Once) or not 0 < status.next_ms <= draft.now_ms:
+        return status
+    plan = schedule.compile(spec.schedule, spec.window)
+    last_ms = plan.prev_at_or_before(draft.now_ms) or status.next_ms
+    count = plan.count_between(status.next_ms - 1, last_ms, 10_000_000)
+    missed = Missed(status.next_ms, last_ms, max(count, 1), Reason.PAUSED)
+    status = record_missed(draft, row, job, status, missed)
+    return status._replace(next_ms=plan.next_after(last_ms) or 0)
+
+
+def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
+    row, job, status = _named(draft, command)
+    _check_etag(status, command.etag)
+    cancellation, attempt = race(draft, status, row)
+    if status.state == JobState.CANCELLED:
+        return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+    if status.state == JobState.COMPLETED and not status.live:
+        raise wrong_state(job, status, "it is over; nothing is left to cancel")
+    spec = codec.decode_spec(job.spec)
+    status = end_live(draft, row, status, Reason.JOB_CANCELLED, sent_too=False)
+    status = status._replace(
+        state=JobState.CANCELLED,
+        next_ms=0,
+        buffered_ms=0,
+        due_ms=draft.now_ms + spec.retention_ms,
+        update_ms=draft.now_ms,
+    )
+    draft.put_status(row, status)
+    return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+
+
+def _run(draft: Draft, command: Run) -> JobView:
+    row, job, status = _named(draft, command)
+    digest = _request_digest("run", command.request_id)
+    if any(known == digest for known, _ in status.requests):
+        return view_of(draft, row, job, status)
+    if status.state in {JobState.CANCELLED, JobState.DISABLED}:
+        raise wrong_state(job, status, "a job in this state can't be run")
+    check_live_room(status)
+    live_row = draft.new_row()
+    execution = Execution(
+        row, job.uid, job.namespace, job.name, ExecutionKind.MANUAL, draft.now_ms, command.request_id,
+        ExecutionState.PENDING, draft.now_ms, due_ms=draft.now_ms,
+    )  # fmt: skip
+    return _start_manual(draft, row, job, status, (digest, live_row, execution))
+
+
+def _redrive(draft: Draft, command: Redrive) -> JobView:
+    row, job, status = _named(draft, command)
+    digest = _request_digest("redrive", command.request_id)
+    repeated = any(known == digest for known, _ in status.requests)
+    if repeated or command.row in status.live:
+        return view_of(draft, row, job, status)
+    if status.state in {JobState.CANCELLED, JobState.DISABLED}:
+        raise wrong_state(job, status, "resume it before its executions are retried")
+    if command.ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:
+        raise FailedPrecondition(
+            f"execution {command.ended.id} is {command.ended.state.name}; only FAILED and UNKNOWN ones can be retried",
+            reason="EXECUTION_NOT_FAILED",
+            metadata={"execution": command.ended.id, "state": command.ended.state.name},
+        )
+    check_live_room(status)
+    execution = command.ended._replace(
+        state=ExecutionState.PENDING, due_ms=draft.now_ms, end_ms=0, base=command.ended.attempt,
+        first_attempt_ms=0, reason=Reason.NONE,
+    )  # fmt: skip
+    return _start_manual(draft, row, job, status, (digest, command.row, execution))
+
+
+def _start_manual(
+    draft: Draft, row: Row, job: JobRow, status: Status, start: tuple[bytes, Row, Execution]
+) -> JobView:
+    digest, live_row, execution = start
+    draft.put_live(live_row, execution)
+    requests = (*status.requests, (digest, live_row))[-REQUESTS_MAX:]
+    status = status._replace(live=(*status.live, live_row), requests=requests)
+    draft.put_status(row, status)
+    return view_of(draft, row, job, status)
+
+
+def _named(draft: Draft, command: NamedCommand) -> tuple[Row, JobRow, Status]:
+    row = draft.find(command.namespace, command.name)
+    job, status = known_job(draft, row, command)
+    return row, job, status
+
+
+def _check_etag(status: Status, wanted: str) -> None:
+    current = etag(status)
+    if wanted and wanted != current:
+        raise Aborted(
+            f"the job has changed: its etag is {current}, not {wanted}; get it again and repeat",
+            metadata={"etag": current, "wanted": wanted},
+        )
+
+
+def _request_digest(verb: str, request_id: str) -> bytes:
+    return blake2b(f"{verb}:{request_id}".encode(), digest_size=16).digest()
+
+
+HANDLERS: dict[type, Callable[[Draft, Any], Reply]] = {
+    Create: _create,
+    Update: _update,
+    Delete: _delete,
+    Pause: _pause,
+    Resume: _resume,
+    Cancel: _cancel,
+    Run: _run,
+    Redrive: _redrive,
+    Due: progress.due,
+    Expire: progress.expire,
+    Ended: progress.ended,
+}

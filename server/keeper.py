@@ -1,0 +1,211 @@
+"""Floor 4. What a node does beside the commands: keep the wheels filled, rows at hand, the store fed and the log short.
+
+    every 250 ms   read ahead   rows due within `prefetch_ms`
+    every flush    flush        a frozen change set a shard ──► SQLite ──► thaw
+    every checkpoint            SQLite checkpoint ──► durable index ──► old WAL segments go
+    every minute   widen        the wheels' window; retention of history files
+
+Only an index that a complete checkpoint covers lets a WAL segment go: a commit in SQLite alone is not durable.
+
+Must never import: the doors, `node`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from tickwheel.server.config import Config
+from tickwheel.server.logs import get_logger
+from tickwheel.server.metrics import Metrics
+from tickwheel.server.model import MS_PER_DAY, JobRow, Ms
+from tickwheel.server.runner import Runner, Slot
+from tickwheel.server.shard import Entry
+from tickwheel.server.table import GONE
+
+log = get_logger(__name__)
+
+READ_AHEAD_EVERY_MS = 250
+WIDEN_EVERY_MS = 5_000
+FIRST_WINDOW_MS = 10_000
+PAGE_ENTRIES = 20_000
+READ_AHEAD_ROWS_MAX = 20_000
+SHARDS_PER_FLUSH = 8
+
+
+class Truncate(Protocol):
+    """What the keeper asks of the WAL."""
+
+    async def truncate_through(self, durable: dict[int, int]) -> list[str]:
+        """Delete the segments that hold nothing newer than the durable index of each shard."""
+        ...
+
+
+class Keeper:
+    """The background work of one node."""
+
+    def __init__(self, config: Config, runner: Runner, wal: Truncate, metrics: Metrics) -> None:
+        self.config = config
+        self._runner = runner
+        self._wal = wal
+        self._metrics = metrics
+        self._flush_lock = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self.flushed_ms = runner.clock.now_ms()
+
+    # --- start and stop ---
+
+    async def load_first(self) -> None:
+        """Fill every wheel with the next ten seconds, so that firing can begin before the rest is loaded."""
+        until_ms = self._runner.clock.now_ms() + FIRST_WINDOW_MS
+        for slot in self._runner.slots.values():
+            await self._widen(slot, until_ms)
+
+    def start(self) -> None:
+        """Begin the periodic work."""
+        self._runner.spawn(self._every(READ_AHEAD_EVERY_MS, self.read_ahead))
+        self._runner.spawn(self._every(WIDEN_EVERY_MS, self.widen, at_once=True))
+        self._runner.spawn(self._every(self.config.flush_interval_ms, self.flush))
+        self._runner.spawn(self._every(self.config.checkpoint_interval_ms, self.checkpoint))
+        self._runner.spawn(self._every(MS_PER_DAY // 24, self.expire_history, at_once=True))
+
+    def stop(self) -> None:
+        """End the periodic work; what is under way ends by itself."""
+        self._stop.set()
+
+    async def _every(
+        self, period_ms: int, work: Callable[[], Awaitable[None]], *, at_once: bool = False
+    ) -> None:
+        while not self._stop.is_set():
+            if at_once:
+                await work()
+            at_once = True
+            try:
+                await asyncio.wait_for(self._stop.wait(), period_ms / 1000)
+            except TimeoutError:
+                continue
+
+    # --- the wheels' windows ---
+
+    async def widen(self) -> None:
+        """Move every wheel's window on, as far as its share of the entries allows."""
+        now_ms = self._runner.clock.now_ms()
+        until_ms = now_ms + self.config.wheel_horizon_ms
+        enough_ms = now_ms + self.config.wheel_horizon_ms * 3 // 4
+        for slot in list(self._runner.slots.values()):
+            self._shrink_if_full(slot)
+            if slot.shard.horizon_ms < enough_ms:
+                await self._widen(slot, until_ms)
+
+    @property
+    def _entries_max(self) -> int:
+        return max(self.config.wheel_entries_max // max(len(self._runner.slots), 1), 1_000)
+
+    def _shrink_if_full(self, slot: Slot) -> None:
+        """Halve the window of a wheel that took more than its share, but never below what is due soon."""
+        now_ms = self._runner.clock.now_ms()
+        while len(slot.shard.wheel) > self._entries_max:
+            ahead_ms = slot.shard.horizon_ms - now_ms
+            if ahead_ms <= FIRST_WINDOW_MS:
+                return
+            slot.shard.shrink(now_ms + max(ahead_ms // 2, FIRST_WINDOW_MS))
+
+    async def _widen(self, slot: Slot, until_ms: Ms) -> None:
+        """Load [present end, until) page by page; stop early when the wheel has its share."""
+        shard = slot.shard
+        while shard.horizon_ms < until_ms and not self._has_share(slot):
+            from_ms = shard.widen(until_ms)
+            limit = PAGE_ENTRIES
+            entries = await self._read_due(slot, from_ms, until_ms, limit)
+            while len(entries) == limit and entries[-1][0] == entries[0][0]:
+                limit *= 2
+                entries = await self._read_due(slot, from_ms, until_ms, limit)
+            if len(entries) < limit:
+                shard.load(entries)
+            else:
+                last_ms = entries[-1][0]
+                shard.load(entry for entry in entries if entry[0] < last_ms)
+                shard.shrink(last_ms)
+            self._runner.touch(slot)
+
+    def _has_share(self, slot: Slot) -> bool:
+        """True when the wheel holds enough, and the near future among it."""
+        near = slot.shard.horizon_ms <= self._runner.clock.now_ms() + FIRST_WINDOW_MS
+        return len(slot.shard.wheel) > self._entries_max // 2 and not near
+
+    async def _read_due(self, slot: Slot, from_ms: Ms, until_ms: Ms, limit: int) -> list[Entry]:
+        return await self._runner.store.read(lambda: slot.store.due(from_ms, until_ms, limit))
+
+    # --- rows at hand ---
+
+    async def read_ahead(self) -> None:
+        """Read the rows of what is due soon, so that firing waits for no disk."""
+        now_ms = self._runner.clock.now_ms()
+        for slot in list(self._runner.slots.values()):
+            entries = self._unread(slot, now_ms + self.config.prefetch_ms)
+            if entries:
+                await self._runner.admit(slot, entries)
+
+    def _unread(self, slot: Slot, until_ms: Ms) -> list[Entry]:
+        table = slot.shard.table
+        entries: list[Entry] = []
+        for entry in slot.shard.wheel.upcoming(until_ms):
+            _, row, generation = entry
+            if generation > 0:
+                known = table.job(row)
+                lacking = not isinstance(known, JobRow) and known is not GONE
+            else:
+                lacking = not isinstance(table.execution(row), bytes)
+            if lacking:
+                entries.append(entry)
+                if len(entries) >= READ_AHEAD_ROWS_MAX:
+                    break
+        return entries
+
+    # --- the store ---
+
+    async def flush(self) -> None:
+        """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
+        async with self._flush_lock:
+            now_ms = self._runner.clock.now_ms()
+            changed = [slot for slot in self._runner.slots.values() if slot.shard.table.active]
+            for at in range(0, len(changed), SHARDS_PER_FLUSH):
+                await self._flush_some(changed[at : at + SHARDS_PER_FLUSH])
+            self.flushed_ms = now_ms
+
+    async def _flush_some(self, slots: list[Slot]) -> None:
+        work = []
+        for slot in slots:
+            applied = slot.applied_now()
+            work.append((slot.store, slot.shard.table.freeze(), applied))
+        await self._runner.store.flush(
+            lambda: [store.flush(changes, applied) for store, changes, applied in work]
+        )
+        keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
+        for slot in slots:
+            before_bytes = slot.shard.table.bytes_held
+            slot.shard.table.thaw(keep_until_ms)
+            self._runner.table_bytes += slot.shard.table.bytes_held - before_bytes
+        self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
+
+    async def checkpoint(self) -> None:
+        """Make the stores durable, shard by shard, then let go of the WAL segments that they cover."""
+        durable: dict[int, int] = {}
+        for slot in list(self._runner.slots.values()):
+            await self._runner.store.flush(slot.store.checkpoint)
+            durable[slot.shard.number] = slot.store.durable.index
+        for name in await self._wal.truncate_through(durable):
+            log.info("journal segment deleted: the stores hold it durably", extra={"segment": name})
+
+    async def expire_history(self) -> None:
+        """Unlink the history files whose days are over."""
+        day = (self._runner.clock.now_ms() - self.config.history_ms) // MS_PER_DAY
+        for slot in list(self._runner.slots.values()):
+            await self._runner.store.flush(lambda slot=slot: slot.store.expire(day))
+
+    # --- reads that must see everything ---
+
+    async def flush_for_reading(self) -> Ms:
+        """Bring the store up to what is applied now; the answer is the time that a following read speaks of."""
+        now_ms = self._runner.clock.now_ms()
+        await self.flush()
+        return now_ms

@@ -1,0 +1,132 @@
+"""Floor 2, pure. The first step of a batch: what its commands must know, what of it the table has, what the store must tell.
+
+`collect` is called until it wants nothing: names first, then the jobs behind them, then their live executions. `Rows`
+keeps what the table said at that moment, so a flush that ends meanwhile can't take it away; the runner starts over when
+a flush ended while it was reading (`Table.thaws`).
+
+Must never import: any driver, `store`; no I/O, no clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tickwheel.server.codec import decode_status
+from tickwheel.server.command import (
+    Cancel,
+    Command,
+    Create,
+    Delete,
+    Due,
+    Ended,
+    Expire,
+    Resume,
+    Update,
+)
+from tickwheel.server.draft import Rows
+from tickwheel.server.fire import OutcomeKind
+from tickwheel.server.model import JobRow, Row
+from tickwheel.server.table import GONE, Partly, Table
+
+
+@dataclass(slots=True)
+class Wants:
+    """What must be read from the store."""
+
+    names: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    jobs: list[Row] = field(default_factory=list[Row])
+    live: list[Row] = field(default_factory=list[Row])
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.jobs or self.live)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The store's answer to `Wants`; what is missing in it does not exist there."""
+
+    names: Mapping[tuple[str, str], Row]
+    jobs: Mapping[Row, JobRow]
+    live: Mapping[Row, bytes]
+
+
+def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
+    """Fill `rows` from the table; return what only the store can tell."""
+    wants = Wants()
+    starting = {command.execution_row for command in commands if isinstance(command, Due)}
+    for command in commands:
+        if isinstance(command, Due | Expire):
+            _want_job(table, command.job_row, rows, wants)
+        elif isinstance(command, Ended):
+            _want_ended(table, command, rows, wants, starting)
+        else:
+            row = _want_name(table, command, rows, wants)
+            if row:
+                with_live = isinstance(command, Cancel | Delete | Resume | Update)
+                _want_job(table, row, rows, wants, with_live=with_live)
+    return wants
+
+
+def merge(rows: Rows, wants: Wants, found: Found) -> None:
+    """Put the store's answer into `rows`; a status that the table already knew stands."""
+    for key in wants.names:
+        rows.names[key] = found.names.get(key, 0)
+    for row in wants.jobs:
+        job = found.jobs.get(row)
+        status = rows.statuses.get(row)
+        rows.jobs[row] = job if job is None or status is None else job._replace(status=status)
+    for row in wants.live:
+        rows.live[row] = found.live.get(row)
+
+
+def _want_name(table: Table, command: Command, rows: Rows, wants: Wants) -> Row:
+    if isinstance(command, Due | Expire | Ended) or (isinstance(command, Create) and command.fresh):
+        return 0
+    key = (command.namespace, command.name)
+    row = rows.names.get(key)
+    if row is None:
+        found = table.find(*key)
+        if isinstance(found, int):
+            row = rows.names[key] = found
+        elif found is GONE:
+            row = rows.names[key] = 0
+        else:
+            wants.names.append(key)
+    return row or 0
+
+
+def _want_job(table: Table, row: Row, rows: Rows, wants: Wants, *, with_live: bool = False) -> None:
+    if row not in rows.jobs:
+        found = table.job(row)
+        if isinstance(found, JobRow):
+            rows.jobs[row] = found
+        elif found is GONE:
+            rows.jobs[row] = None
+        else:
+            if isinstance(found, Partly):
+                rows.statuses[row] = found.status
+            wants.jobs.append(row)
+            return
+    job = rows.jobs[row]
+    if with_live and job is not None:
+        for live in decode_status(job.status).live:
+            _want_live(table, live, rows, wants)
+
+
+def _want_live(table: Table, row: Row, rows: Rows, wants: Wants) -> None:
+    if row in rows.live:
+        return
+    found = table.execution(row)
+    if isinstance(found, bytes):
+        rows.live[row] = found
+    elif found is GONE:
+        rows.live[row] = None
+    else:
+        wants.live.append(row)
+
+
+def _want_ended(table: Table, command: Ended, rows: Rows, wants: Wants, starting: set[Row]) -> None:
+    fire = command.fire
+    if fire.execution_row not in starting:
+        _want_live(table, fire.execution_row, rows, wants)
+    disables = command.outcome.kind == OutcomeKind.DISABLE
+    _want_job(table, fire.job_row, rows, wants, with_live=disables)

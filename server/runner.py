@@ -1,0 +1,503 @@
+"""Floor 4. The loop of a node: the only place where the order of things is spelled.
+
+    read ──► decide ──► append ──► fsync ──► apply ──► reply          commands, one batch a shard
+    due ──► send (waits for nothing) and Due (a command of the next batch) ──► outcome ──► Ended (a command)
+
+All shards that have commands waiting and no batch under way form one group: one read, one WAL write, one fsync. While a
+group is under way the next gathers, so batches grow with load and no timer is needed.
+
+Invariants: a shard has one batch at a time; what the leader does itself goes before users' commands, so that a cancel
+sees a due that happened before it; nothing is answered before it is durable; nothing is sent early.
+
+Must never import: the doors, `node`. It alone knows both the machine (`shard`) and the devices (`wal`, `store`,
+`dispatch`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tickwheel.server import codec
+from tickwheel.server.command import (
+    Command,
+    Create,
+    Ended,
+    NamedCommand,
+    Redrive,
+    Reply,
+    Run,
+    Update,
+)
+from tickwheel.server.config import Config
+from tickwheel.server.draft import Rows
+from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Unavailable
+from tickwheel.server.fire import Fire, Outcome, OutcomeKind
+from tickwheel.server.logs import get_logger
+from tickwheel.server.metrics import Metrics
+from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.query import Applied
+from tickwheel.server.reading import Found, Wants, merge
+from tickwheel.server.record import Record, RecordType
+from tickwheel.server.shard import Entry, Shard
+from tickwheel.server.store import ShardStore, StorePort
+from tickwheel.server.wal import Wal
+
+log = get_logger(__name__)
+
+GROUP_COMMANDS_MAX = 2_000
+"""Commands of one group: about 20 ms of deciding, so that firing is never held up longer."""
+
+FIRE_SLICE = 128
+"""Entries of one shard fired before others get their turn."""
+
+CREATES_STOP_SHARE = 0.8
+"""Of `table_bytes_max`: from here on creates wait for the store (DESIGN §6 Bounds)."""
+
+IDLE_MS = 500
+"""The longest sleep of the firing timer: how soon a step of the host's clock is noticed."""
+
+
+class Clock(Protocol):
+    """What the runner asks of the clock."""
+
+    def now_ms(self) -> Ms:
+        """Wall time."""
+        ...
+
+
+class Dispatch(Protocol):
+    """What the runner asks of dispatch."""
+
+    def submit(
+        self,
+        fire: Fire,
+        gate: Callable[[Fire], Awaitable[bool]],
+        done: Callable[[Fire, Outcome], None],
+    ) -> None:
+        """Send it when its turn comes."""
+        ...
+
+    def room(self) -> int:
+        """How many more it takes."""
+        ...
+
+
+class Ticket:
+    """One call's answers as they come in; `future` is done with the last of them."""
+
+    __slots__ = ("future", "left", "results")
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.results: list[Reply | TickwheelError] = [None] * count
+        self.left = count
+        self.future: asyncio.Future[list[Reply | TickwheelError]] = loop.create_future()
+
+    def answer(self, position: int, reply: Reply | TickwheelError) -> None:
+        """Fill in one answer."""
+        self.results[position] = reply
+        self.left -= 1
+        if not self.left and not self.future.done():
+            self.future.set_result(self.results)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A shard on this node, with its store and what waits for it. `index` is the last entry given to the WAL."""
+
+    shard: Shard
+    store: ShardStore
+    index: int
+    applied: int
+    waiting: list[tuple[NamedCommand, Ticket, int]] = field(
+        default_factory=list[tuple[NamedCommand, Ticket, int]]
+    )
+    leading: list[Command] = field(default_factory=list[Command])
+    busy: bool = False
+    next_ms: Ms | None = None
+    cold: list[Entry] = field(default_factory=list[Entry])
+    warming: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def applied_now(self) -> Applied:
+        """How far the table is, for the store that it is flushed to."""
+        return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
+
+
+@dataclass(slots=True)
+class Work:
+    """One shard's part of a group."""
+
+    slot: Slot
+    commands: list[Command]
+    tickets: list[tuple[Ticket, int]]
+    leader_count: int
+    rows: Rows = field(default_factory=Rows)
+    wants: Wants | None = None
+    effects: Effects | None = None
+    replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+
+
+class Runner:
+    """Drives the shards of one node on one event loop."""
+
+    def __init__(  # noqa: PLR0913 - it is where all devices meet
+        self,
+        config: Config,
+        clock: Clock,
+        *,
+        wal: Wal,
+        store: StorePort,
+        dispatch: Dispatch,
+        metrics: Metrics,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.slots: dict[int, Slot] = {}
+        self.waiting_count = 0
+        self.firing = False
+        self.hold_until_ms = 0
+        self.store = store
+        self.store_full = False
+        self.table_bytes = 0
+        self._wal = wal
+        self._dispatch = dispatch
+        self._metrics = metrics
+        self._on_fatal = on_fatal
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready: dict[int, Slot] = {}
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_ms: Ms | None = None
+
+    # --- commands in ---
+
+    def call(
+        self, commands: Sequence[tuple[int, NamedCommand]]
+    ) -> "asyncio.Future[list[Reply | TickwheelError]]":
+        """Carry (shard, command) pairs to their shards; one answer each, in order, when all are durable.
+
+        Raises ResourceExhausted when the queue is full: then nothing was taken.
+        """
+        if self.waiting_count + len(commands) > self.config.queue_commands_max:
+            raise ResourceExhausted(
+                "the queue of commands is full",
+                reason="QUEUE_FULL",
+                metadata={"queue_commands_max": str(self.config.queue_commands_max)},
+                retry_after_ms=200,
+            )
+        self._check_bounds(commands)
+        ticket = Ticket(len(commands), self._loop)
+        self.waiting_count += len(commands)
+        for position, (number, command) in enumerate(commands):
+            slot = self.slots[number]
+            slot.waiting.append((command, ticket, position))
+            self._ready[number] = slot
+        self._kick()
+        return ticket.future
+
+    def _check_bounds(self, commands: Sequence[tuple[int, NamedCommand]]) -> None:
+        """Refuse what makes more work while memory or the disk is short; ends, cancels and deletes always pass."""
+        full = self.table_bytes >= self.config.table_bytes_max * CREATES_STOP_SHARE
+        if not (full or self._wal.space_low or self.store_full):
+            return
+        if any(isinstance(command, Create | Update | Run | Redrive) for _, command in commands):
+            reason = "TABLE_FULL" if full else "DISK_FULL"
+            what = "changes wait to be written to the store" if full else "the disk is almost full"
+            raise ResourceExhausted(
+                f"{what}: new work is refused for now",
+                reason=reason,
+                retry_after_ms=500 if full else 10_000,
+            )
+
+    def lead(self, slot: Slot, command: Command) -> None:
+        """Queue a command of the leader itself. Never refused: what happened must be logged."""
+        slot.leading.append(command)
+        self._ready[slot.shard.number] = slot
+        self._kick()
+
+    def _kick(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Form a group of all shards that are free and have something to do."""
+        self._pumping = False
+        group: list[Work] = []
+        count = 0
+        for number in list(self._ready):
+            slot = self._ready[number]
+            if slot.busy:
+                continue
+            work = self._take(slot, GROUP_COMMANDS_MAX - count)
+            count += len(work.commands)
+            group.append(work)
+            if not slot.waiting:
+                del self._ready[number]
+            if count >= GROUP_COMMANDS_MAX:
+                self._kick()
+                break
+        if group:
+            self.spawn(self._run_group(group))
+
+    def _take(self, slot: Slot, limit: int) -> Work:
+        leading, slot.leading = slot.leading, []
+        taken, slot.waiting = slot.waiting[:limit], slot.waiting[limit:]
+        self.waiting_count -= len(taken)
+        slot.busy = True
+        slot.settled.clear()
+        commands: list[Command] = [*leading, *(command for command, _, _ in taken)]
+        return Work(slot, commands, [(ticket, at) for _, ticket, at in taken], len(leading))
+
+    # --- the order, spelled once ---
+
+    async def _run_group(self, group: list[Work]) -> None:
+        try:
+            await self._read(group)
+            records = self._decide(group)
+            if records:
+                await self._wal.submit(records)
+            self._apply(group)
+            self._reply(group)
+        except TickwheelError as error:
+            # Whether the group is in the log is unknown now, so nothing more may be decided: the node stops, and
+            # recovery tells. Callers repeat with the same request_id.
+            self._refuse(group, Unavailable("the node is stopping", reason="NODE_STOPPING"))
+            self._on_fatal(error)
+            return
+        self._release(group)
+
+    async def _read(self, group: list[Work]) -> None:
+        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread."""
+        while True:
+            lacking: list[tuple[Work, Wants]] = []
+            for work in group:
+                wants = work.slot.shard.collect(work.commands, work.rows)
+                if wants:
+                    lacking.append((work, wants))
+            if not lacking:
+                return
+            thaws = [work.slot.shard.table.thaws for work, _ in lacking]
+            stores = [(work.slot.store, wants) for work, wants in lacking]
+            answers = await self.store.read(
+                lambda stores=stores: [read_wants(s, w) for s, w in stores]
+            )
+            for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
+                if work.slot.shard.table.thaws != thawed:
+                    work.rows = Rows()
+                else:
+                    merge(work.rows, wants, found)
+
+    def _decide(self, group: list[Work]) -> list[Record]:
+        now_ms = self.clock.now_ms()
+        records: list[Record] = []
+        for work in group:
+            slot = work.slot
+            work.effects, work.replies = slot.shard.decide(work.commands, work.rows, now_ms)
+            if work.effects is not None:
+                slot.index += 1
+                payload = codec.encode_effects(work.effects)
+                records.append(
+                    Record(
+                        RecordType.ENTRY, slot.shard.number, slot.shard.epoch, slot.index, payload
+                    )
+                )
+        return records
+
+    def _apply(self, group: list[Work]) -> None:
+        for work in group:
+            if work.effects is not None:
+                table = work.slot.shard.table
+                before_bytes = table.bytes_held
+                work.slot.shard.settle(work.commands, work.effects)
+                work.slot.applied = work.slot.index
+                self.table_bytes += table.bytes_held - before_bytes
+
+    def _reply(self, group: list[Work]) -> None:
+        for work in group:
+            for (ticket, position), reply in zip(
+                work.tickets, work.replies[work.leader_count :], strict=True
+            ):
+                ticket.answer(position, reply)
+
+    def _refuse(self, group: list[Work], error: TickwheelError) -> None:
+        for work in group:
+            for ticket, position in work.tickets:
+                ticket.answer(position, error)
+
+    def _release(self, group: list[Work]) -> None:
+        for work in group:
+            slot = work.slot
+            slot.busy = False
+            slot.settled.set()
+            if slot.waiting or slot.leading:
+                self._ready[slot.shard.number] = slot
+            self.touch(slot)
+        if self._ready:
+            self._kick()
+
+    # --- firing ---
+
+    def touch(self, slot: Slot) -> None:
+        """The shard's wheel may have changed: see whether the timer must ring earlier."""
+        slot.next_ms = slot.shard.wheel.next_ms()
+        if (
+            self.firing
+            and slot.next_ms is not None
+            and (self._wake_ms is None or slot.next_ms < self._wake_ms)
+        ):
+            self._arm()
+
+    def start_firing(self) -> None:
+        """From here on what is due is sent."""
+        self.firing = True
+        self._arm()
+
+    def stop_firing(self) -> None:
+        """Nothing more is taken from the wheels."""
+        self.firing = False
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self) -> None:
+        """Sleep exactly until the next due slot of any shard; the clock is compared again before anything is sent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        now_ms = self.clock.now_ms()
+        idle_ms = now_ms + IDLE_MS
+        self._wake_ms = min(
+            (s.next_ms for s in self.slots.values() if s.next_ms is not None), default=idle_ms
+        )
+        self._wake_ms = min(max(self._wake_ms, self.hold_until_ms), idle_ms)
+        delay_s = max(self._wake_ms - now_ms, 0) / 1000
+        self._timer = self._loop.call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        """Fire a slice of every shard that has something due, then sleep or come again at once."""
+        if not self.firing:
+            return
+        now_ms = self.clock.now_ms()
+        room = self._dispatch.room()
+        for slot in self.slots.values():
+            if room <= 0 or now_ms < self.hold_until_ms:
+                break
+            if slot.next_ms is not None and slot.next_ms <= now_ms:
+                room -= self._fire_slot(slot, now_ms, min(FIRE_SLICE, room))
+        if room <= 0:
+            self._timer = self._loop.call_later(0.001, self._ring)
+        else:
+            self._arm()
+
+    def _fire_slot(self, slot: Slot, now_ms: Ms, limit: int) -> int:
+        fired = slot.shard.fire(now_ms, limit)
+        for command in fired.commands:
+            self.lead(slot, command)
+        for fire in fired.fires:
+            self._dispatch.submit(fire, self._gate, self._done)
+        if fired.cold:
+            slot.cold += fired.cold
+            self.spawn(self._warm(slot))
+        slot.next_ms = slot.shard.wheel.next_ms()
+        return len(fired.fires)
+
+    async def _gate(self, fire: Fire) -> bool:
+        """May the first byte leave? Waits while a batch that names the job is under way."""
+        slot = self.slots.get(fire.shard)
+        while slot is not None and fire.job_row in slot.shard.held:
+            await slot.settled.wait()
+        return slot is not None and slot.shard.may_send(fire)
+
+    def _done(self, fire: Fire, outcome: Outcome) -> None:
+        slot = self.slots[fire.shard]
+        if outcome.kind == OutcomeKind.WITHDRAWN:
+            slot.shard.landed(fire, withdrawn=True)
+            self.touch(slot)
+            return
+        self._metrics.observe_lag(max(outcome.start_ms - fire.due_ms, 0), late=fire.late)
+        self._metrics.count_attempt(outcome.kind.name)
+        self.lead(slot, Ended(fire, outcome))
+
+    # --- rows that must be in memory before they fire ---
+
+    async def _warm(self, slot: Slot) -> None:
+        """Read the rows of due entries that were not in memory, and put the entries back."""
+        if slot.warming:
+            return
+        slot.warming = True
+        try:
+            while slot.cold:
+                entries, slot.cold = slot.cold, []
+                if not await self.admit(slot, entries):
+                    slot.cold += entries
+                    continue
+                known = [entry for entry in entries if _is_known(slot, entry)]
+                slot.shard.load(known)
+                self.touch(slot)
+        except Fatal as error:
+            self._on_fatal(error)
+        finally:
+            slot.warming = False
+
+    async def admit(self, slot: Slot, entries: Sequence[Entry]) -> bool:
+        """Read the rows behind wheel entries into the table's cache. False: a flush ended meanwhile, try again."""
+        table = slot.shard.table
+        thaws = table.thaws
+        jobs = [row for _, row, generation in entries if generation > 0]
+        live = [row for _, row, generation in entries if generation < 0]
+        known = [data for row in live if isinstance(data := table.execution(row), bytes)]
+        jobs += [codec.decode_execution(data).job_row for data in known]
+        found = await self.store.read(lambda: read_entries(slot.store, jobs, live))
+        if table.thaws != thaws:
+            return False
+        table.admit(found.jobs.items(), found.live.items())
+        return True
+
+    # --- tasks ---
+
+    def spawn(self, work: "Awaitable[None]") -> None:
+        """Run a task that nobody awaits; an error nobody foresaw stops the node rather than a part of it."""
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the runner failed", exc_info=error)
+            self._on_fatal(error)
+
+    async def drain(self) -> None:
+        """Wait until every command that was taken is answered."""
+        while self._tasks or self._ready:
+            await asyncio.sleep(0)
+            if self._tasks:
+                await asyncio.wait(list(self._tasks))
+
+
+def read_wants(store: ShardStore, wants: Wants) -> Found:
+    """In the store's thread: answer what a batch wants to know of one shard."""
+    names = store.find(wants.names) if wants.names else {}
+    return Found(
+        names,
+        store.jobs(wants.jobs) if wants.jobs else {},
+        store.live(wants.live) if wants.live else {},
+    )
+
+
+def read_entries(store: ShardStore, jobs: Sequence[Row], live: Sequence[Row]) -> Found:
+    """In the store's thread: the rows behind wheel entries, and the jobs behind their executions."""
+    executions = store.live(live) if live else {}
+    rows = {*jobs, *(codec.decode_execution(data).job_row for data in executions.values())}
+    return Found({}, store.jobs(sorted(rows)) if rows else {}, executions)
+
+
+def _is_known(slot: Slot, entry: Entry) -> bool:
+    """True if the entry's row exists after all; one that does not is a leftover of something that ended."""
+    _, row, generation = entry
+    if generation > 0:
+        return isinstance(slot.shard.table.job(row), JobRow)
+    return isinstance(slot.shard.table.execution(row), bytes)
