@@ -390,6 +390,11 @@ class Runner:
         ):
             self._arm()
 
+    def overdue_ms(self) -> int:
+        """How late the earliest entry of any wheel is; 0 when nothing is overdue."""
+        heads = [slot.next_ms for slot in self.slots.values() if slot.next_ms is not None]
+        return max(self.clock.now_ms() - min(heads), 0) if heads else 0
+
     def start_firing(self) -> None:
         """From here on what is due is sent."""
         self.firing = True

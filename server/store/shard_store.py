@@ -32,7 +32,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
-from tickwheel.server.model import JobRow, JobState, Ms, Row
+from tickwheel.server.model import JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
