@@ -11,11 +11,12 @@ Must never import: rooms below but `errors`.
 """
 
 import asyncio
+import logging
 import secrets
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-import grpc
-from google.protobuf.any_pb2 import Any
+import grpc.aio
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
@@ -28,9 +29,8 @@ from tickwheel.server.api.limits import (
     ERROR_VIOLATIONS_MAX,
 )
 from tickwheel.server.errors import Fatal, TickwheelError
-from logging import getLogger as get_logger  # until logs lands
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 DOMAIN: Final = "tickwheel"
 
@@ -42,10 +42,10 @@ def to_status(error: BaseException) -> Status:
     return _internal(error)
 
 
-async def abort(context: "grpc.aio.ServicerContext[Message, Message]", error: BaseException) -> NoReturn:
-    """End the call with the error's status."""
-    status = grpc_status_of(to_status(error))
-    await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+async def abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:
+    """End the call with a status and its details."""
+    rich = grpc_status_of(status)
+    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
 
 
 def _known(error: TickwheelError) -> Status:
@@ -82,7 +82,7 @@ def _internal(error: BaseException) -> Status:
 def _status(code: str, message: str, details: list[Message]) -> Status:
     status = Status(code=Code.Value(code), message=message)
     for detail in details:
-        packed = Any()
+        packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status

@@ -34,6 +34,7 @@ _VALUE: Final = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\s()\
 _SPACE: Final = re.compile(r"\s*")
 _WORD: Final = re.compile(r"(AND|OR|NOT)(?=[\s(]|$)|-(?=\S)")
 _ESCAPE: Final = re.compile(r"\\(.)")
+_DEPTH_MAX: Final = 8
 _NOTHING: Final = (0,)
 """A set of states that no row has: the conditions exclude each other."""
 
@@ -111,7 +112,7 @@ class _Parser:
             _fail("NOT is not supported; use != or list the values that you want", self.at)
         if not self.text.startswith("(", self.at):
             return [[self._condition()]]
-        if depth > 8:
+        if depth > _DEPTH_MAX:
             _fail("parentheses are nested too deeply", self.at)
         opened = self.at
         self._advance(1)
@@ -189,12 +190,12 @@ def _numbers(
     for condition in term:
         if condition.operator not in {"=", "!=", ":"}:
             _fail(f"{condition.field} is compared with =, != or :", condition.at)
-        if condition.value not in kinds.__members__:
+        known = kinds.__members__.get(condition.value)
+        if known is None:
             names = ", ".join(kinds.__members__)
             _fail(f"{condition.value!r} is no {condition.field}; these are: {names}", condition.at)
-        wanted = int(kinds[condition.value])
         equal = condition.operator != "!="
-        allowed |= {int(kind) for kind in kinds if (kind == wanted) == equal}
+        allowed |= {int(kind) for kind in kinds if (kind == known) == equal}
     if before:
         allowed &= set(before)
     return tuple(sorted(allowed)) or _NOTHING
@@ -238,9 +239,7 @@ def _job_state(query: JobQuery, term: Term) -> JobQuery:
 
 
 def _job_last_outcome(query: JobQuery, term: Term) -> JobQuery:
-    return replace(
-        query, last_outcomes=_numbers(term, ExecutionState, query.last_outcomes)
-    )
+    return replace(query, last_outcomes=_numbers(term, ExecutionState, query.last_outcomes))
 
 
 def _job_next_time(query: JobQuery, term: Term) -> JobQuery:

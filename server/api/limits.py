@@ -11,13 +11,23 @@ MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 """One gRPC message in either direction: a batch of 1,000 jobs has 16 KiB each."""
 
 METADATA_BYTES_MAX: Final = 16 * 1024
-CONCURRENT_CALLS_MAX: Final = 4_096
-BATCH_JOBS_MAX: Final = 1_000
-STREAM_WINDOW_JOBS: Final = 4_096
-"""StreamCreateJobs: jobs read from a stream but not answered yet; beyond it the stream is not read."""
+CALLS_MAX: Final = 4_096
+CONCURRENT_STREAMS_MAX: Final = 1_024
+"""Calls of one connection at a time."""
 
-PAGE_SIZE_DEFAULT: Final = 50
+BATCH_JOBS_MAX: Final = 1_000
+STREAM_WINDOW_MESSAGES: Final = 8
+"""StreamCreateJobs: messages of one stream that are not answered yet."""
+
+PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
+PAGE_BYTES_MAX: Final = 3 * 1024 * 1024
+"""A page ends early beyond this: clients refuse messages over 4 MiB unless told otherwise."""
+
+COUNT_GROUPS_MAX: Final = 1_000
+BUCKET_MS_MIN: Final = 1_000
+BUCKET_MS_MAX: Final = 366 * 86_400_000
+BUCKET_MS_DEFAULT: Final = 3_600_000
 FILTER_CHARS_MAX: Final = 2_048
 FILTER_TERMS_MAX: Final = 64
 REQUEST_ID_CHARS_MAX: Final = 128

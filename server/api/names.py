@@ -24,11 +24,9 @@ from tickwheel.server.api.limits import NAME_CHARS_MAX, REQUEST_ID_CHARS_MAX
 from tickwheel.server.errors import InvalidArgument, Violation
 
 _PART: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?")
-_REQUEST_ID: Final = re.compile(rf"[!-~]{{1,{REQUEST_ID_CHARS_MAX}}}")
+_REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_CHARS_MAX}}}")
 _GENERATED_BYTES: Final = 20
-_GRAMMAR: Final = (
-    f"1 to {NAME_CHARS_MAX} of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit"
-)
+_GRAMMAR: Final = f"1 to {NAME_CHARS_MAX} of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit"
 
 
 def valid_part(text: str) -> bool:
@@ -45,14 +43,25 @@ def parse_namespace(name: str, field: str = "parent") -> str:
     return namespace
 
 
+def parse_namespaces(name: str) -> str:
+    """The namespace to list, or "" for `namespaces/-`: all of them. Raises InvalidArgument."""
+    return "" if name == "namespaces/-" else parse_namespace(name)
+
+
+def parse_jobs(name: str) -> tuple[str, str]:
+    """(namespace, job) whose executions to list; job "" for `jobs/-`: all of them. Raises InvalidArgument."""
+    if name.endswith("/jobs/-"):
+        return parse_namespace(name.removesuffix("/jobs/-")), ""
+    return parse_job(name, "parent")
+
+
 def parse_job(name: str, field: str = "name") -> tuple[str, str]:
     """(namespace, job) of `namespaces/{namespace}/jobs/{job}`. Raises InvalidArgument."""
-    parts = name.split("/")
-    if len(parts) != 4 or parts[0] != "namespaces" or parts[2] != "jobs":
-        raise _malformed(field, name, "namespaces/{namespace}/jobs/{job}")
-    if not (valid_part(parts[1]) and valid_part(parts[3])):
-        raise _malformed(field, name, "namespaces/{namespace}/jobs/{job}")
-    return parts[1], parts[3]
+    match name.split("/"):
+        case ["namespaces", namespace, "jobs", job] if valid_part(namespace) and valid_part(job):
+            return namespace, job
+        case _:
+            raise _malformed(field, name, "namespaces/{namespace}/jobs/{job}")
 
 
 def parse_execution(name: str, field: str = "name") -> tuple[str, str, str]:
@@ -80,9 +89,9 @@ def check_job_id(job_id: str) -> None:
 
 
 def check_request_id(request_id: str) -> None:
-    """Raise InvalidArgument unless it is printable ASCII without spaces, of bounded length. Empty means none."""
+    """Raise InvalidArgument unless it is made as the API says. Empty means none."""
     if request_id and _REQUEST_ID.fullmatch(request_id) is None:
-        text = f"must be at most {REQUEST_ID_CHARS_MAX} printable ASCII characters without spaces"
+        text = f"must be at most {REQUEST_ID_CHARS_MAX} of A-Z a-z 0-9 . _ -"
         raise InvalidArgument.of([Violation("request_id", text, "REQUEST_ID_INVALID")])
 
 

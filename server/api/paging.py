@@ -53,7 +53,8 @@ def decode_token(token: str, *arguments: str) -> Key | None:
         raise _refused("it comes from another version; begin again at the first page", "INVALID")
     if digest != _digest(arguments):
         raise _refused(
-            "it belongs to a request with other arguments; repeat them all, or begin again", "MISMATCH"
+            "it belongs to a request with other arguments; repeat them all, or begin again",
+            "MISMATCH",
         )
     return Key(create_ms, row, shard)
 

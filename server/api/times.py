@@ -56,7 +56,9 @@ def parse_rfc3339(text: str) -> Instant:
         raise ValueError("not an RFC 3339 time with an offset, like 2026-03-29T02:30:00Z")
     day, clock, fraction, offset = match.groups()
     zone = "+00:00" if offset in "Zz" else offset
-    whole_ms = (datetime.fromisoformat(f"{day}T{clock}{zone}") - _EPOCH) // timedelta(milliseconds=1)
+    whole_ms = (datetime.fromisoformat(f"{day}T{clock}{zone}") - _EPOCH) // timedelta(
+        milliseconds=1
+    )
     nanos = int((fraction or "").ljust(9, "0"))
     return Instant(whole_ms + nanos // NANOS_PER_MS, whole_ms - -nanos // NANOS_PER_MS)
 

@@ -9,6 +9,7 @@ Must never import: rooms below but `errors`, `model`.
 
 import re
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -33,7 +34,7 @@ _LABEL_KEY: Final = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 _NANOS_END: Final = 1_000_000_000
 _NOT_YET: Final = "is not supported yet; leave it out"
 
-_RETRY_DEFAULT: Final = job_pb2.Job().retry_policy.__class__(max_attempts=5, max_doublings=16)
+_RETRY_DEFAULT: Final = target_pb2.RetryPolicy(max_attempts=5, max_doublings=16)
 _RETRY_DEFAULT.min_backoff.seconds = 1
 _RETRY_DEFAULT.max_backoff.seconds = 300
 _MISFIRE_DEFAULT: Final = job_pb2.Misfire(policy=job_pb2.MISFIRE_POLICY_LATEST, max_count=100)
@@ -83,7 +84,7 @@ def number(value: int, field: str, found: Violations, *, low: int, high: int) ->
         found.append(Violation(field, f"must be {low:,} to {high:,}", "OUT_OF_RANGE"))
 
 
-def choice(value: int, kinds: "type[OverlapPolicy | MisfirePolicy | Delivery]", field: str, found: Violations) -> None:
+def choice(value: int, kinds: type[IntEnum], field: str, found: Violations) -> None:
     """A known value of an enum."""
     if value not in kinds._value2member_map_:
         names = ", ".join(kind.name for kind in kinds)
