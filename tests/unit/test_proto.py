@@ -50,10 +50,13 @@ def test_the_api_and_the_server_give_an_enum_the_same_numbers(
 
 
 def test_a_cancellation_has_the_servers_numbers() -> None:
-    spoken = job_service_pb2.Cancellation.Value
-    assert spoken("CANCELLATION_CANCELLED_BEFORE_DISPATCH") == Cancellation.BEFORE_DISPATCH
-    assert spoken("CANCELLATION_ALREADY_DISPATCHED") == Cancellation.ALREADY_DISPATCHED
-    assert spoken("CANCELLATION_DISPATCH_UNKNOWN") == Cancellation.DISPATCH_UNKNOWN
+    spoken = dict(job_service_pb2.Cancellation.items())
+    assert spoken == {
+        "CANCELLATION_UNSPECIFIED": 0,
+        "CANCELLATION_CANCELLED_BEFORE_DISPATCH": Cancellation.BEFORE_DISPATCH.value,
+        "CANCELLATION_ALREADY_DISPATCHED": Cancellation.ALREADY_DISPATCHED.value,
+        "CANCELLATION_DISPATCH_UNKNOWN": Cancellation.DISPATCH_UNKNOWN.value,
+    }
 
 
 @pytest.mark.parametrize(
