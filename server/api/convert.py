@@ -10,7 +10,7 @@ All that is wrong is told at once. Three steps, in this order:
 Must never import: rooms below but `codec`, `command`, `errors`, `model`, `schedule`, `spec`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -87,11 +87,12 @@ class Converter:
 
     def examine(self, job: job_pb2.Job, now_ms: int, found: Violations) -> Prepared | None:
         """As `prepare`, but what is wrong is added to `found`, and then the answer is None."""
+        clear: Callable[[str], None] = job.ClearField  # type: ignore[assignment]  # any field's name
         for name in _OTHER_FIELDS:
-            job.ClearField(name)
+            clear(name)
         sent = job.SerializeToString(deterministic=True)
         digest = blake2b(sent, digest_size=_DIGEST_BYTES).digest()
-        job.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in the stubs
+        job.DiscardUnknownFields()
         if job.ByteSize() != len(sent):
             text = "holds a field that this version does not know; leave it out"
             found.append(Violation("job", text, "FIELD_UNKNOWN"))

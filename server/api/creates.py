@@ -9,16 +9,21 @@ Must never import: rooms below but `command`, `errors`; nothing of a transport.
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tickwheel.server.api import names
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.errors import to_status
 from tickwheel.server.api.limits import BATCH_JOBS_MAX
-from tickwheel.server.api.views import job_handle, job_message
+from tickwheel.server.api.views import fill_handle, job_message
 from tickwheel.server.command import Create, JobView, Reply, Scheduler
 from tickwheel.server.errors import InvalidArgument, TickwheelError, Violation
 from tickwheel.v1 import job_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+    Results = RepeatedCompositeFieldContainer[pb.BatchCreateJobsResult]
 
 SLICE_JOBS: Final = 100
 """Jobs converted before others get their turn: about 2 ms."""
@@ -48,9 +53,14 @@ class Creator:
         return Create(namespace, job_id, prepared, fresh, request.validate_only)
 
     async def batch(
-        self, parent: str, requests: Sequence[pb.CreateJobRequest], view: pb.BatchView.ValueType
-    ) -> list[pb.BatchCreateJobsResult]:
-        """One result a request, in their order. Raises InvalidArgument for what concerns the whole batch."""
+        self,
+        parent: str,
+        requests: Sequence[pb.CreateJobRequest],
+        results: "Results",
+        *,
+        view: pb.BatchView.ValueType,
+    ) -> None:
+        """Add one result a request, in their order. Raises InvalidArgument for what concerns the whole batch."""
         namespace = names.parse_namespace(parent)
         if not 0 < len(requests) <= BATCH_JOBS_MAX:
             text = f"must have 1 to {BATCH_JOBS_MAX:,} entries, not {len(requests):,}"
@@ -68,10 +78,9 @@ class Creator:
                 errors[position] = error
         replies = iter(await self._scheduler.call_many(commands) if commands else ())
         whole = view == pb.BATCH_VIEW_JOBS
-        return [
-            _result(errors[position] if position in errors else next(replies), whole=whole)
-            for position in range(len(requests))
-        ]
+        for position in range(len(requests)):
+            reply = errors[position] if position in errors else next(replies)
+            _fill(results.add(), reply, whole=whole)
 
 
 def _other_parent(parent: str) -> InvalidArgument:
@@ -79,10 +88,11 @@ def _other_parent(parent: str) -> InvalidArgument:
     return InvalidArgument.of([Violation("parent", text, "PARENT_MISMATCH")])
 
 
-def _result(reply: Reply | TickwheelError, *, whole: bool) -> pb.BatchCreateJobsResult:
-    if isinstance(reply, JobView):
-        if whole:
-            return pb.BatchCreateJobsResult(job=job_message(reply, full=False))
-        return pb.BatchCreateJobsResult(handle=job_handle(reply))
-    assert isinstance(reply, TickwheelError), "a create is answered with a job or an error"
-    return pb.BatchCreateJobsResult(error=to_status(reply))
+def _fill(result: pb.BatchCreateJobsResult, reply: Reply | TickwheelError, *, whole: bool) -> None:
+    if not isinstance(reply, JobView):
+        assert isinstance(reply, TickwheelError), "a create is answered with a job or an error"
+        result.error.CopyFrom(to_status(reply))
+    elif whole:
+        result.job.CopyFrom(job_message(reply, full=False))
+    else:
+        fill_handle(result.handle, reply)

@@ -57,8 +57,11 @@ class Jobs:
         self, request: pb.BatchCreateJobsRequest
     ) -> pb.BatchCreateJobsResponse:
         """Make up to a thousand jobs."""
-        results = await self._creator.batch(request.parent, request.requests, request.view)
-        return pb.BatchCreateJobsResponse(results=results)
+        response = pb.BatchCreateJobsResponse()
+        await self._creator.batch(
+            request.parent, request.requests, response.results, view=request.view
+        )
+        return response
 
     async def get_job(self, request: pb.GetJobRequest) -> job_pb2.Job:
         """Read a job."""

@@ -8,6 +8,7 @@ Must never import: rooms below but `errors`.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -26,7 +27,7 @@ def usable_paths(paths: Sequence[str], message: Message, writable: frozenset[str
         raise _refused("*", "stands alone: it replaces everything")
     kept: list[str] = []
     for path in paths:
-        if path != "*" and not _names_field(path, message.DESCRIPTOR):
+        if path != "*" and not _names_field(path, cast(Descriptor, message.DESCRIPTOR)):
             raise _refused(path, "names no field")
         if path == "*" or path.partition(".")[0] in writable:
             kept.append(path)
@@ -48,12 +49,12 @@ def _names_field(path: str, descriptor: Descriptor) -> bool:
         return True
     if field.message_type is None or field.is_repeated:
         return False
-    return _names_field(rest, field.message_type)
+    return _names_field(rest, cast(Descriptor, field.message_type))
 
 
 def _copy(source: Message, target: Message, path: str) -> None:
     head, _, rest = path.partition(".")
-    field = target.DESCRIPTOR.fields_by_name[head]
+    field = cast(FieldDescriptor, target.DESCRIPTOR.fields_by_name[head])
     if rest and _is_map(field):
         there, here = getattr(source, head), getattr(target, head)
         here.pop(rest, None)

@@ -85,7 +85,12 @@ def execution_name(namespace: str, job: str, execution: str) -> str:
 def check_job_id(job_id: str) -> None:
     """Raise InvalidArgument unless it may name a job."""
     if not valid_part(job_id):
-        raise InvalidArgument.of([Violation("job_id", f"must be {_GRAMMAR}", "JOB_ID_INVALID")])
+        raise InvalidArgument.of([bad_job_id()])
+
+
+def bad_job_id() -> Violation:
+    """What is wrong with a job_id that may not name a job."""
+    return Violation("job_id", f"must be {_GRAMMAR}", "JOB_ID_INVALID")
 
 
 def check_request_id(request_id: str) -> None:

@@ -20,7 +20,6 @@ from tickwheel.server.api.limits import STREAM_WINDOW_MESSAGES
 from tickwheel.server.errors import (
     InvalidArgument,
     ResourceExhausted,
-    TickwheelError,
     Unavailable,
     Violation,
 )
@@ -69,19 +68,20 @@ class CreateStream:
         self._open.add(message.sequence)
 
     async def _answer(self, message: pb.StreamCreateJobsRequest) -> None:
+        response = pb.StreamCreateJobsResponse()
+        result = response.result
+        result.sequence = message.sequence
         try:
-            results = await self._creator.batch(self._parent, message.requests, message.view)
+            await self._creator.batch(
+                self._parent, message.requests, result.results, view=message.view
+            )
         except (ResourceExhausted, Unavailable) as error:
-            results = _all_refused(error, len(message.requests))
-        answer = pb.StreamCreateJobsResult(sequence=message.sequence, results=results)
+            status = to_status(error)
+            for _ in message.requests:
+                result.results.add().error.CopyFrom(status)
         async with self._writing:
             self._open.discard(message.sequence)
-            await self._exchange.write(pb.StreamCreateJobsResponse(result=answer))
-
-
-def _all_refused(error: TickwheelError, count: int) -> list[pb.BatchCreateJobsResult]:
-    status = to_status(error)
-    return [pb.BatchCreateJobsResult(error=status) for _ in range(count)]
+            await self._exchange.write(response)
 
 
 def _refused(field: str, text: str, reason: str) -> InvalidArgument:

@@ -45,14 +45,14 @@ def job_message(view: JobView, *, full: bool) -> job_pb2.Job:
     return message
 
 
-def job_handle(view: JobView) -> pb.JobHandle:
+def fill_handle(handle: pb.JobHandle, view: JobView) -> None:
     """The least that a maker of jobs wants to know."""
     job = view.job
-    handle = pb.JobHandle(name=job_name(job.namespace, job.name), uid=job.uid.hex())
+    handle.name = job_name(job.namespace, job.name)
+    handle.uid = job.uid.hex()
     next_ms = _shown_next_ms(view.status)
     if next_ms:
         set_ms(handle.next_time, next_ms)
-    return handle
 
 
 def execution_message(
