@@ -8,6 +8,7 @@ from tickwheel.server.command import (
     ChangeReply,
     Create,
     Delete,
+    Get,
     JobView,
     NamedCommand,
     Pause,
@@ -88,6 +89,8 @@ class FakeScheduler:
         if isinstance(command, Create):
             return self._create(key, command)
         view = self._find(*key)
+        if isinstance(command, Get):
+            return view
         if isinstance(command, Run | Redrive):
             return self._start(view, command)
         if command.etag and command.etag != etag(view.status):
@@ -97,7 +100,11 @@ class FakeScheduler:
             return None
         if isinstance(command, Update):
             return self._update(key, view, command)
-        states = {Pause: JobState.PAUSED, Resume: JobState.SCHEDULED, Cancel: JobState.CANCELLED}
+        states: dict[type, JobState] = {
+            Pause: JobState.PAUSED,
+            Resume: JobState.SCHEDULED,
+            Cancel: JobState.CANCELLED,
+        }
         view = view._replace(status=view.status._replace(state=states[type(command)]))
         self.jobs[key] = view
         if isinstance(command, Cancel):

@@ -20,7 +20,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.code_pb2 import Code
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  # not in __all__
 from grpc_reflection.v1alpha import reflection as reflections
 
 from tickwheel.server.api import limits
@@ -106,7 +108,7 @@ class GrpcDoor:
         self._config = config
         self._metrics = metrics
         self._reflection = reflection
-        self._health = health.aio.HealthServicer()
+        self._health = health.HealthServicer()
         self._server: grpc.aio.Server | None = None
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
         self._creator = Creator(scheduler, converter)
@@ -117,11 +119,11 @@ class GrpcDoor:
         """Listen and serve; returns the port. OSError when the address can't be had."""
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.CALLS_MAX)
         server.add_generic_rpc_handlers(self._handlers())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)  # type: ignore[no-untyped-call]
         names = [service.full_name for service in SERVICES]
         if self._reflection:
-            shown = [*names, health.SERVICE_NAME, reflections.SERVICE_NAME]
-            reflections.enable_server_reflection(shown, server)
+            shown = [*names, HEALTH, reflections.SERVICE_NAME]
+            reflections.enable_server_reflection(shown, server)  # type: ignore[no-untyped-call]
         host, port = self._config.grpc_address
         self.port = _bind(server, host, port)
         await server.start()
