@@ -23,6 +23,7 @@ from tickwheel.server.record import (
     record_bytes,
     scan,
     segment_header_bytes,
+    written_bytes,
 )
 
 SEGMENT = 7
@@ -134,6 +135,18 @@ def test_framing_moves_no_mark() -> None:
 def test_zeros_alone_are_a_good_end() -> None:
     assert found(bytes(4096)) == []
     assert found(b"") == []
+
+
+@pytest.mark.parametrize("written", [0, 1, 65_535, 65_536, 65_537, 200_000, 262_144])
+def test_the_zeros_at_the_end_are_told_from_what_was_written(written: int) -> None:
+    for size in (written, written + 1, written + 65_536, written + 100_000):
+        data = b"\0" * max(written - 1, 0) + b"x" * min(written, 1)
+        assert written_bytes(data.ljust(size, b"\0")) == written
+
+
+def test_an_end_of_another_size_is_bad() -> None:
+    data = encode_record(Record(RecordType.BATCH_END, 0, 0, 0, bytes(8)), SEGMENT)
+    assert "says 8 bytes" in only_bad(data).what
 
 
 def test_a_damaged_header_is_named() -> None:
