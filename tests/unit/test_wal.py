@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -14,7 +14,16 @@ from tests.sim.disk import SimDisk, SimHandle
 from tickwheel.server.errors import FailedPrecondition, ResourceExhausted, WalFailed, WalRot
 from tickwheel.server.files import Files, OsFiles
 from tickwheel.server.journal import Journal, split
-from tickwheel.server.record import Record, RecordType, ShardMark, record_bytes
+from tickwheel.server.record import (
+    Bad,
+    Record,
+    RecordType,
+    ShardMark,
+    decode_segment_header,
+    encode_record,
+    encode_segment_header,
+    record_bytes,
+)
 from tickwheel.server.recovery import Recovery, WalIdentity, WalOptions, segment_name
 from tickwheel.server.wal import InlineWal, Queue, Submission, Wal, WalThread
 
@@ -392,6 +401,41 @@ def test_a_segment_under_another_name_is_rot() -> None:
     assert refused(disk).startswith(segment_name(1))
 
 
+def test_a_flipped_bit_of_an_acknowledged_batch_is_rot() -> None:
+    disk = sim()
+    filled(disk, 3)
+    disk.flip(segment_name(1), 8 * 300)
+    assert "the end of its batch lies intact" in refused(disk)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"segment_id": 5}, "the header is that of segment 5"),
+        ({"shards": {}}, "table of shards differs"),
+    ],
+)
+def test_a_header_that_contradicts_the_records_before_it_is_rot(
+    change: dict[str, object], what: str
+) -> None:
+    disk = sim()
+    filled(disk, 100)
+    data = disk.files[segment_name(2)].cached
+    found = decode_segment_header(bytes(data), 2)
+    assert not isinstance(found, Bad)
+    forged = found[0]._replace(**change)  # type: ignore[arg-type]
+    record = decode_record(encode_segment_header(forged))
+    again = encode_record(record, 2)
+    data[: len(again)] = again
+    assert what in refused(disk)
+
+
+def decode_record(data: bytes) -> Record:
+    """The record that some bytes frame, its crcs not looked at."""
+    length = int.from_bytes(data[4:8], "little")
+    return Record(RecordType(data[12]), 0, 0, 0, data[32 : 32 + length])
+
+
 @pytest.mark.parametrize(
     "identity", [WalIdentity(b"x" * 16, b"s" * 16), WalIdentity(b"c" * 16, b"x" * 16)]
 )
@@ -556,6 +600,61 @@ async def test_a_reserve_that_cannot_be_made_is_fatal(
     wal = drive(opened(disk)[0], lambda _: fatal.set())
     await asyncio.wait_for(fatal.wait(), 10)
     assert await wal.truncate_through({}) == []
+    await wal.close()
+
+
+async def test_a_segment_that_cannot_be_deleted_is_fatal_and_answers(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    disk = sim()
+    fatal = asyncio.Event()
+    wal = drive(opened(disk)[0], lambda _: fatal.set())
+    for index in range(1, 60):
+        await wal.submit([entry(index)])
+    monkeypatch.setattr(disk, "unlink", broken)
+    assert await asyncio.wait_for(wal.truncate_through({1: 59}), 10) == []
+    await asyncio.wait_for(fatal.wait(), 10)
+    await wal.close()
+
+
+async def test_two_failures_in_one_call_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "input/output error")
+
+    disk = sim()
+    told: list[Exception] = []
+    wal = InlineWal(opened(disk)[0], asyncio.get_running_loop(), told.append)
+    monkeypatch.setattr(disk, "free_bytes", broken)
+    assert await wal.truncate_through({}) == []
+    await wal.close()
+    await asyncio.sleep(0)
+    assert len(told) == 1
+
+
+async def test_who_gave_up_waiting_for_a_truncation_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(self: Journal, durable: Mapping[int, int]) -> list[str]:
+        entered.set()
+        assert go.wait(10)
+        return []
+
+    monkeypatch.setattr(Journal, "truncate_through", slow)
+    loop = asyncio.get_running_loop()
+    wal = WalThread(opened(sim())[0], loop, never)
+    task = asyncio.ensure_future(wal.truncate_through({}))
+    await asyncio.sleep(0)
+    assert await loop.run_in_executor(None, entered.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await wal.submit([entry(1)])
     await wal.close()
 
 
