@@ -84,7 +84,9 @@ def decode_status(data: bytes) -> Status:
 
 def status_columns(data: bytes) -> tuple[int, int, int, int, int, int, int]:
     """(state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms): what the store indexes and filters."""
-    state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms = _COLUMNS.unpack_from(data)
+    state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms = _COLUMNS.unpack_from(
+        data
+    )
     return state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms
 
 
@@ -108,7 +110,7 @@ def encode_labels(labels: dict[str, str]) -> str:
 def decode_labels(text: str) -> dict[str, str]:
     """The inverse of `encode_labels`."""
     pairs = (pair.split("=", 1) for pair in text.split("\x1f") if pair)
-    return {key: value for key, value in pairs}
+    return dict(pairs)
 
 
 # --- executions ------------------------------------------------------------------------------------------------------
@@ -129,12 +131,13 @@ def decode_execution(data: bytes) -> Execution:
     """The `Execution` of its stored form."""
     m = pb.Execution.FromString(data)
     attempts = tuple(
-        Attempt(a.number, a.epoch, a.generation, a.start_ms, a.end_ms, a.status, a.error, a.body) for a in m.attempts
+        Attempt(a.number, a.epoch, a.generation, a.start_ms, a.end_ms, a.status, a.error, a.body)
+        for a in m.attempts
     )
     return Execution(
         m.job_row, m.uid, m.namespace, m.job, _KINDS[m.kind], m.scheduled_ms, m.request_id, _EXECUTION_STATES[m.state],
         m.create_ms, m.due_ms, m.end_ms, m.attempt, m.base, m.first_attempt_ms, _REASONS[m.reason], m.last_ms,
-        m.count, attempts,
+        m.length, attempts,
     )  # fmt: skip
 
 
@@ -158,7 +161,15 @@ def encode_effects(effects: Effects) -> bytes:
     m = pb.Effects(time_ms=effects.time_ms, next_row=effects.next_row)
     put = m.jobs.add
     for row, (namespace, name, uid, spec, status, labels) in effects.jobs:
-        put(row=row, namespace=namespace, name=name, uid=uid, spec=spec, status=status, labels=labels)
+        put(
+            row=row,
+            namespace=namespace,
+            name=name,
+            uid=uid,
+            spec=spec,
+            status=status,
+            labels=labels,
+        )
     for row, status in effects.statuses:
         m.statuses.add(row=row, status=status)
     for row, namespace, name in effects.drops:

@@ -15,13 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from tickwheel.server.config import Config
-from tickwheel.server.errors import Fatal, StoreFailed
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms
 from tickwheel.server.runner import Runner, Slot
 from tickwheel.server.shard import Entry
-from tickwheel.server.store import Applied
 from tickwheel.server.table import GONE
 
 log = get_logger(__name__)
@@ -52,6 +50,7 @@ class Keeper:
         self._metrics = metrics
         self._flush_lock = asyncio.Lock()
         self._stop = asyncio.Event()
+        self.flushed_ms = runner.clock.now_ms()
 
     # --- start and stop ---
 
@@ -73,7 +72,9 @@ class Keeper:
         """End the periodic work; what is under way ends by itself."""
         self._stop.set()
 
-    async def _every(self, period_ms: int, work: Callable[[], Awaitable[None]], *, at_once: bool = False) -> None:
+    async def _every(
+        self, period_ms: int, work: Callable[[], Awaitable[None]], *, at_once: bool = False
+    ) -> None:
         while not self._stop.is_set():
             if at_once:
                 await work()
@@ -165,17 +166,20 @@ class Keeper:
     async def flush(self) -> None:
         """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
         async with self._flush_lock:
+            now_ms = self._runner.clock.now_ms()
             changed = [slot for slot in self._runner.slots.values() if slot.shard.table.active]
             for at in range(0, len(changed), SHARDS_PER_FLUSH):
                 await self._flush_some(changed[at : at + SHARDS_PER_FLUSH])
+            self.flushed_ms = now_ms
 
     async def _flush_some(self, slots: list[Slot]) -> None:
         work = []
         for slot in slots:
-            shard = slot.shard
-            applied = Applied(slot.applied, shard.epoch, shard.next_row, shard.last_ms)
-            work.append((slot.store, shard.table.freeze(), applied))
-        await self._runner.store.flush(lambda: [store.flush(changes, applied) for store, changes, applied in work])
+            applied = slot.applied_now()
+            work.append((slot.store, slot.shard.table.freeze(), applied))
+        await self._runner.store.flush(
+            lambda: [store.flush(changes, applied) for store, changes, applied in work]
+        )
         keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
         for slot in slots:
             before_bytes = slot.shard.table.bytes_held
@@ -205,5 +209,3 @@ class Keeper:
         now_ms = self._runner.clock.now_ms()
         await self.flush()
         return now_ms
-
-

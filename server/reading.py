@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tickwheel.server.codec import decode_status
-from tickwheel.server.command import Cancel, Command, Create, Delete, Due, Ended, Expire, Resume, Update
+from tickwheel.server.command import (
+    Cancel,
+    Command,
+    Create,
+    Delete,
+    Due,
+    Ended,
+    Expire,
+    Resume,
+    Update,
+)
 from tickwheel.server.draft import Rows
 from tickwheel.server.fire import OutcomeKind
 from tickwheel.server.model import JobRow, Row

@@ -16,10 +16,19 @@ Must never import: the doors, `node`. It alone knows both the machine (`shard`) 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tickwheel.server import codec
-from tickwheel.server.command import Command, Create, Ended, NamedCommand, Redrive, Reply, Run, Update
+from tickwheel.server.command import (
+    Command,
+    Create,
+    Ended,
+    NamedCommand,
+    Redrive,
+    Reply,
+    Run,
+    Update,
+)
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Unavailable
@@ -27,16 +36,31 @@ from tickwheel.server.fire import Fire, Outcome, OutcomeKind
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants, merge
 from tickwheel.server.record import Record, RecordType
 from tickwheel.server.shard import Entry, Shard
 from tickwheel.server.store import ShardStore, StorePort
 from tickwheel.server.wal import Wal
 
+T = TypeVar("T")
+
 log = get_logger(__name__)
 
 GROUP_COMMANDS_MAX = 2_000
 """Commands of one group: about 20 ms of deciding, so that firing is never held up longer."""
+
+GROUP_BYTES_MAX = 8 << 20
+"""Journal bytes of one group, so that its entries fit into the WAL's queue and into a segment."""
+
+WAL_WAITING_BYTES_MAX = 16 << 20
+"""No further group is formed while this much waits for the disk."""
+
+UPDATE_BYTES = 300_000
+"""The most that an update logs: a spec with its largest body."""
+
+ENDED_BYTES = 1_000
+"""What any other command logs, about; an execution with all its answers stays below 20 times as much."""
 
 FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
@@ -60,7 +84,10 @@ class Dispatch(Protocol):
     """What the runner asks of dispatch."""
 
     def submit(
-        self, fire: Fire, gate: Callable[[Fire], Awaitable[bool]], done: Callable[[Fire, Outcome], None]
+        self,
+        fire: Fire,
+        gate: Callable[[Fire], Awaitable[bool]],
+        done: Callable[[Fire, Outcome], None],
     ) -> None:
         """Send it when its turn comes."""
         ...
@@ -96,13 +123,19 @@ class Slot:
     store: ShardStore
     index: int
     applied: int
-    waiting: list[tuple[NamedCommand, Ticket, int]] = field(default_factory=list[tuple[NamedCommand, Ticket, int]])
+    waiting: list[tuple[NamedCommand, Ticket, int]] = field(
+        default_factory=list[tuple[NamedCommand, Ticket, int]]
+    )
     leading: list[Command] = field(default_factory=list[Command])
     busy: bool = False
     next_ms: Ms | None = None
     cold: list[Entry] = field(default_factory=list[Entry])
     warming: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def applied_now(self) -> Applied:
+        """How far the table is, for the store that it is flushed to."""
+        return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
 
 
 @dataclass(slots=True)
@@ -119,10 +152,34 @@ class Work:
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
 
 
+@dataclass(slots=True)
+class Room:
+    """What a group may still take: commands, and bytes of journal."""
+
+    commands: int
+    bytes: int
+
+    @property
+    def full(self) -> bool:
+        """True when nothing more goes in."""
+        return self.commands <= 0 or self.bytes <= 0
+
+    def take(self, commands: Sequence[Command]) -> int:
+        """How many of these go in, from the front; a group takes at least one of what it is offered first."""
+        count = 0
+        for command in commands:
+            if self.full:
+                break
+            self.commands -= 1
+            self.bytes -= _weight(command)
+            count += 1
+        return count
+
+
 class Runner:
     """Drives the shards of one node on one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it is where all devices meet
         self,
         config: Config,
         clock: Clock,
@@ -155,7 +212,9 @@ class Runner:
 
     # --- commands in ---
 
-    def call(self, commands: Sequence[tuple[int, NamedCommand]]) -> "asyncio.Future[list[Reply | TickwheelError]]":
+    def call(
+        self, commands: Sequence[tuple[int, NamedCommand]]
+    ) -> "asyncio.Future[list[Reply | TickwheelError]]":
         """Carry (shard, command) pairs to their shards; one answer each, in order, when all are durable.
 
         Raises ResourceExhausted when the queue is full: then nothing was taken.
@@ -186,7 +245,9 @@ class Runner:
             reason = "TABLE_FULL" if full else "DISK_FULL"
             what = "changes wait to be written to the store" if full else "the disk is almost full"
             raise ResourceExhausted(
-                f"{what}: new work is refused for now", reason=reason, retry_after_ms=500 if full else 10_000
+                f"{what}: new work is refused for now",
+                reason=reason,
+                retry_after_ms=500 if full else 10_000,
             )
 
     def lead(self, slot: Slot, command: Command) -> None:
@@ -203,26 +264,27 @@ class Runner:
     def _pump(self) -> None:
         """Form a group of all shards that are free and have something to do."""
         self._pumping = False
+        if self._wal.waiting_bytes > WAL_WAITING_BYTES_MAX:
+            return  # the end of a group under way pumps again
         group: list[Work] = []
-        count = 0
+        room = Room(GROUP_COMMANDS_MAX, GROUP_BYTES_MAX)
         for number in list(self._ready):
             slot = self._ready[number]
             if slot.busy:
                 continue
-            work = self._take(slot, GROUP_COMMANDS_MAX - count)
-            count += len(work.commands)
-            group.append(work)
-            if not slot.waiting:
-                del self._ready[number]
-            if count >= GROUP_COMMANDS_MAX:
+            if room.full:
                 self._kick()
                 break
+            group.append(self._take(slot, room))
+            if not (slot.waiting or slot.leading):
+                del self._ready[number]
         if group:
             self.spawn(self._run_group(group))
 
-    def _take(self, slot: Slot, limit: int) -> Work:
-        leading, slot.leading = slot.leading, []
-        taken, slot.waiting = slot.waiting[:limit], slot.waiting[limit:]
+    def _take(self, slot: Slot, room: Room) -> Work:
+        leading, slot.leading = _split(slot.leading, room.take(slot.leading))
+        count = room.take([command for command, _, _ in slot.waiting[: room.commands]])
+        taken, slot.waiting = _split(slot.waiting, count)
         self.waiting_count -= len(taken)
         slot.busy = True
         slot.settled.clear()
@@ -259,7 +321,9 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(lambda stores=stores: [read_wants(s, w) for s, w in stores])
+            answers = await self.store.read(
+                lambda stores=stores: [read_wants(s, w) for s, w in stores]
+            )
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -276,7 +340,9 @@ class Runner:
                 slot.index += 1
                 payload = codec.encode_effects(work.effects)
                 records.append(
-                    Record(RecordType.ENTRY, slot.shard.number, slot.shard.epoch, slot.index, payload)
+                    Record(
+                        RecordType.ENTRY, slot.shard.number, slot.shard.epoch, slot.index, payload
+                    )
                 )
         return records
 
@@ -291,7 +357,9 @@ class Runner:
 
     def _reply(self, group: list[Work]) -> None:
         for work in group:
-            for (ticket, position), reply in zip(work.tickets, work.replies[work.leader_count :], strict=True):
+            for (ticket, position), reply in zip(
+                work.tickets, work.replies[work.leader_count :], strict=True
+            ):
                 ticket.answer(position, reply)
 
     def _refuse(self, group: list[Work], error: TickwheelError) -> None:
@@ -315,8 +383,17 @@ class Runner:
     def touch(self, slot: Slot) -> None:
         """The shard's wheel may have changed: see whether the timer must ring earlier."""
         slot.next_ms = slot.shard.wheel.next_ms()
-        if self.firing and slot.next_ms is not None and (self._wake_ms is None or slot.next_ms < self._wake_ms):
+        if (
+            self.firing
+            and slot.next_ms is not None
+            and (self._wake_ms is None or slot.next_ms < self._wake_ms)
+        ):
             self._arm()
+
+    def overdue_ms(self) -> int:
+        """How late the earliest entry of any wheel is; 0 when nothing is overdue."""
+        heads = [slot.next_ms for slot in self.slots.values() if slot.next_ms is not None]
+        return max(self.clock.now_ms() - min(heads), 0) if heads else 0
 
     def start_firing(self) -> None:
         """From here on what is due is sent."""
@@ -335,7 +412,9 @@ class Runner:
             self._timer.cancel()
         now_ms = self.clock.now_ms()
         idle_ms = now_ms + IDLE_MS
-        self._wake_ms = min((s.next_ms for s in self.slots.values() if s.next_ms is not None), default=idle_ms)
+        self._wake_ms = min(
+            (s.next_ms for s in self.slots.values() if s.next_ms is not None), default=idle_ms
+        )
         self._wake_ms = min(max(self._wake_ms, self.hold_until_ms), idle_ms)
         delay_s = max(self._wake_ms - now_ms, 0) / 1000
         self._timer = self._loop.call_later(delay_s, self._ring)
@@ -441,6 +520,17 @@ class Runner:
             await asyncio.sleep(0)
             if self._tasks:
                 await asyncio.wait(list(self._tasks))
+
+
+def _weight(command: Command) -> int:
+    """About how many bytes of journal a command makes."""
+    if isinstance(command, Create):
+        return len(command.prepared.spec) + 300
+    return UPDATE_BYTES if isinstance(command, Update) else ENDED_BYTES
+
+
+def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
+    return items[:count], items[count:]
 
 
 def read_wants(store: ShardStore, wants: Wants) -> Found:

@@ -41,6 +41,7 @@ from tickwheel.server.model import (
     Status,
 )
 from tickwheel.server.reading import Wants, collect
+from tickwheel.server.steps import LIVE_MAX
 from tickwheel.server.table import GONE, Partly, Table
 from tickwheel.server.wheel import Wheel
 
@@ -70,7 +71,9 @@ class Fired:
 class Shard:
     """One shard under one leadership. `start_ms` is when this node began to lead it, `next_row` from the log."""
 
-    def __init__(self, number: int, epoch: int, *, start_ms: Ms, next_row: Row, table: Table, rng: Random) -> None:
+    def __init__(
+        self, number: int, epoch: int, *, start_ms: Ms, next_row: Row, table: Table, rng: Random
+    ) -> None:
         self.number = number
         self.epoch = epoch
         self.start_ms = start_ms
@@ -233,7 +236,9 @@ class Shard:
             return
         self._fire_occurrence(row, job, status, now_ms, fired)
 
-    def _fire_occurrence(self, row: Row, job: JobRow, status: Status, now_ms: Ms, fired: Fired) -> None:
+    def _fire_occurrence(
+        self, row: Row, job: JobRow, status: Status, now_ms: Ms, fired: Fired
+    ) -> None:
         spec = codec.decode_spec(job.spec)
         plan = schedule.compile(spec.schedule, spec.window)
         fire_ms, missed = misfire.resolve(spec, plan, status.next_ms, now_ms)
@@ -245,7 +250,7 @@ class Shard:
                 return
             fired.commands.append(self._overlapped(row, status, spec, fire_ms, missed))
             return
-        if fire_ms and len(status.live) >= decide.LIVE_MAX:
+        if fire_ms and len(status.live) >= LIVE_MAX:
             missed = _and_missed(missed, fire_ms, Reason.LIVE_LIMIT)
             fire_ms = 0
         if not fire_ms:
@@ -260,7 +265,9 @@ class Shard:
         )  # fmt: skip
         fired.fires.append(self._launch(execution_row, execution, status, spec, late))
 
-    def _overlapped(self, row: Row, status: Status, spec: Spec, fire_ms: Ms, missed: Missed | None) -> Due:
+    def _overlapped(
+        self, row: Row, status: Status, spec: Spec, fire_ms: Ms, missed: Missed | None
+    ) -> Due:
         if spec.overlap == OverlapPolicy.BUFFER_ONE and not status.buffered_ms:
             return Due(row, status.due_ms, 0, 0, buffered_ms=fire_ms, missed=missed)
         return Due(row, status.due_ms, 0, 0, missed=_and_missed(missed, fire_ms, Reason.OVERLAP))
@@ -293,7 +300,9 @@ class Shard:
         late = now_ms - due_ms > LATE_MS
         fired.fires.append(self._launch(row, execution, status, spec, late))
 
-    def _launch(self, row: Row, execution: Execution, status: Status, spec: Spec, late: bool) -> Fire:
+    def _launch(
+        self, row: Row, execution: Execution, status: Status, spec: Spec, late: bool
+    ) -> Fire:
         fire = Fire(
             shard=self.number,
             execution_row=row,
@@ -348,4 +357,4 @@ def _and_missed(missed: Missed | None, fire_ms: Ms, reason: Reason) -> Missed:
     """The occurrence itself is given up too. What was given up before it keeps its count under this one's reason."""
     if missed is None:
         return Missed(fire_ms, fire_ms, 1, reason)
-    return Missed(missed.first_ms, fire_ms, missed.count + 1, reason)
+    return Missed(missed.first_ms, fire_ms, missed.length + 1, reason)

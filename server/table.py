@@ -63,7 +63,9 @@ class Changes:
     @property
     def rows(self) -> int:
         """How many rows a flush of this set writes or deletes."""
-        return len(self.jobs) + len(self.statuses) + len(self.drops) + len(self.live) + len(self.ended)
+        return (
+            len(self.jobs) + len(self.statuses) + len(self.drops) + len(self.live) + len(self.ended)
+        )
 
     def row_of(self, namespace: str, name: str) -> Row | None:
         """The row of a name, 0 if this set dropped it, None if this set does not speak of it."""

@@ -1,0 +1,116 @@
+"""Floor 3. Whose data directory this is: the lock that keeps a second process out, and the file that names the store.
+
+    data_dir/
+      LOCK            flock, held as long as the process lives
+      identity.json   {format, cluster, store, shards}; made once, never changed
+      journal/        %020d.log
+      shards/         SQLite files
+
+A wiped directory gets a new `store` uuid: it is a stranger, not the old voter (DESIGN §7).
+
+Must never import: `shard`, `wal`, `store`, the doors.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from tickwheel.server.errors import DirectoryLocked, FailedPrecondition
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a data directory says of itself. `shards` is fixed when it is made."""
+
+    cluster: bytes
+    store: bytes
+    shards: int
+
+
+class DataDirectory:
+    """An opened and locked data directory. Raises DirectoryLocked, FailedPrecondition."""
+
+    def __init__(self, path: Path, *, shards: int) -> None:
+        self.path = path
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        self.identity = self._load() or self._make(shards)
+        if self.identity.shards != shards:
+            raise FailedPrecondition(
+                f"{path} was made with {self.identity.shards} shards, the configuration says {shards}; "
+                f"the number can't change: set shards = {self.identity.shards}",
+                reason="SHARDS_FIXED",
+                metadata={"made_with": str(self.identity.shards), "configured": str(shards)},
+            )
+        for part in ("journal", "shards"):
+            (path / part).mkdir(exist_ok=True)
+        sync_directory(path)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        os.close(self._lock)
+
+    def _take_lock(self) -> int:
+        lock = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno not in {errno.EAGAIN, errno.EACCES}:
+                raise
+            raise DirectoryLocked(
+                f"{self.path} is in use by another tickwheel process; stop it, or give this one its own --data-dir",
+                metadata={"data_dir": str(self.path)},
+            ) from None
+        return lock
+
+    def _load(self) -> Identity | None:
+        file = self.path / "identity.json"
+        if not file.exists():
+            if any((self.path / "journal").glob("*.log")):
+                raise FailedPrecondition(
+                    f"{self.path} has a journal but no identity.json: it is not whole; restore it from a backup",
+                    reason="IDENTITY_MISSING",
+                )
+            return None
+        data = json.loads(file.read_text())
+        if data["format"] != FORMAT:
+            raise FailedPrecondition(
+                f"{self.path} has format {data['format']}, this version reads {FORMAT}",
+                reason="FORMAT_UNKNOWN",
+            )
+        return Identity(
+            bytes.fromhex(data["cluster"]), bytes.fromhex(data["store"]), data["shards"]
+        )
+
+    def _make(self, shards: int) -> Identity:
+        identity = Identity(uuid.uuid4().bytes, uuid.uuid4().bytes, shards)
+        data = {
+            "format": FORMAT,
+            "cluster": identity.cluster.hex(),
+            "store": identity.store.hex(),
+            "shards": shards,
+        }
+        draft = self.path / "identity.json.new"
+        with draft.open("w") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(self.path / "identity.json")
+        sync_directory(self.path)
+        return identity
+
+
+def sync_directory(path: Path) -> None:
+    """Make creations, renames and unlinks in a directory durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
