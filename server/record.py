@@ -150,10 +150,24 @@ class BatchEnd(NamedTuple):
 
 
 def advance(marks: dict[int, ShardMark], records: Sequence[Record]) -> None:
-    """Bring a table of shards up to date with records that became durable."""
+    """Bring a table of shards up to date with records that became durable.
+
+    Of a run of a shard's entries only the last one counts, so a batch costs one new mark a shard and not one a record.
+    """
+    ends: dict[int, Record] = {}
     for record in records:
-        mark = marks.get(record.shard, ShardMark())
-        marks[record.shard] = _advanced(mark, record)
+        if record.type is RecordType.ENTRY:
+            ends[record.shard] = record
+        else:
+            _move(marks, ends.pop(record.shard, None))
+            _move(marks, record)
+    for record in ends.values():
+        _move(marks, record)
+
+
+def _move(marks: dict[int, ShardMark], record: Record | None) -> None:
+    if record is not None:
+        marks[record.shard] = _advanced(marks.get(record.shard, ShardMark()), record)
 
 
 def _advanced(mark: ShardMark, record: Record) -> ShardMark:

@@ -88,6 +88,12 @@ def test_a_batch_is_one_write_and_one_sync() -> None:
     assert journal.counters.commit_seconds == journal.counters.last_commit_seconds == 1.0
 
 
+def test_nothing_to_append_writes_nothing() -> None:
+    disk = sim()
+    opened(disk)[0].append([])
+    assert disk.steps == 0
+
+
 def test_more_than_a_batch_holds_is_synced_batch_by_batch() -> None:
     disk = sim()
     journal, _ = opened(disk)
@@ -98,7 +104,11 @@ def test_more_than_a_batch_holds_is_synced_batch_by_batch() -> None:
 def test_records_are_cut_into_runs() -> None:
     one = record_bytes(100)
     records = [entry(1), entry(2), entry(3, size=500), entry(4)]
-    assert [len(run) for run in split(records, 2 * one)] == [2, 1, 1]
+    assert [(len(run), size) for run, size in split(records, 2 * one)] == [
+        (2, 2 * one),
+        (1, record_bytes(500)),
+        (1, one),
+    ]
     assert list(split([], 10)) == []
 
 

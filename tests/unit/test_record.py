@@ -124,6 +124,15 @@ def test_a_new_shard_gets_a_mark() -> None:
     assert marks == {6: ShardMark(last_index=1, last_epoch=2)}
 
 
+def test_records_count_in_their_order() -> None:
+    marks: dict[int, ShardMark] = {}
+    three = [Record(RecordType.ENTRY, 1, 1, index) for index in (1, 2, 3)]
+    advance(marks, [*three, Record(RecordType.TRUNCATE, 1, 1, 1)])
+    assert marks == {1: ShardMark(last_index=1, last_epoch=1)}
+    advance(marks, [Record(RecordType.ENTRY, 1, 2, 2), Record(RecordType.PROMISE, 1, 3, 0), *three])
+    assert marks == {1: ShardMark(promised=3, last_index=3, last_epoch=1)}
+
+
 def test_framing_moves_no_mark() -> None:
     with pytest.raises(AssertionError):
         advance({}, [Record(RecordType.BATCH_END, 0, 0, 0)])
