@@ -237,3 +237,13 @@ class TwoBatchesUnderWay(SimDisk):
 )
 def test_the_check_finds_planted_faults(disk: type[SimDisk], kind: type[Journal]) -> None:
     assert faults(disk, kind, 300) > 0
+
+
+def test_the_check_finds_a_judgement_that_takes_lost_sectors_for_rot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr("tickwheel.server.record.lost_sector", never)
+    assert faults(SimDisk, Journal, 300) > 0
