@@ -328,6 +328,20 @@ def test_a_fault_of_the_transport_loses_no_outcome(caplog: pytest.LogCaptureFixt
     assert "does not declare" in caplog.text
 
 
+def test_a_fault_in_done_takes_nobody_elses_turn(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.submit(1)
+        world.submit(2)
+        await world.settle()
+        ended, world.ended = world.ended, None  # type: ignore[assignment]
+        await world.end(1)
+        world.ended = ended
+        assert world.transport.begun == [1, 2]
+
+    run(scenario, Limits(1, 1, 10))
+    assert "could not be reported" in caplog.text
+
+
 # --- the end ---------------------------------------------------------------------------------
 
 
