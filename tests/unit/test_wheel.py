@@ -264,11 +264,12 @@ def test_a_jump_over_days_with_both_levels_occupied_makes_no_long_bitmap() -> No
 
 def test_compaction_that_never_lets_anything_fall_due_makes_no_long_bitmap() -> None:
     wheel = Wheel(0)
+    newest = [0]
     for row in range(40):
-        now_ms = row * 1_000
-        assert wheel.advance(now_ms, 1) == []
-        wheel.add(now_ms + 1_010, row, 1)
-        wheel.compact(lambda due_ms, newest, generation, row=row: newest == row)
+        assert wheel.advance(row * 1_000, 1) == []
+        wheel.add(row * 1_000 + 1_010, row, 1)
+        newest[0] = row
+        wheel.compact(lambda _due_ms, row, _generation: row == newest[0])
         wheel.check()
 
 
