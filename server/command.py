@@ -14,7 +14,14 @@ from typing import NamedTuple, Protocol
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.fire import Fire, Outcome
 from tickwheel.server.model import Execution, JobRow, Ms, Reason, Row, Status
-from tickwheel.server.query import ExecutionPage, ExecutionQuery, JobCount, JobPage, JobQuery
+from tickwheel.server.query import (
+    ExecutionHit,
+    ExecutionQuery,
+    Grouping,
+    JobCounts,
+    JobHit,
+    JobQuery,
+)
 
 
 class Plan(Protocol):
@@ -137,7 +144,7 @@ class Missed(NamedTuple):
 
     first_ms: Ms
     last_ms: Ms
-    count: int
+    length: int
     reason: Reason
 
 
@@ -169,7 +176,7 @@ class Ended(NamedTuple):
     outcome: Outcome
 
 
-NamedCommand = Create | Update | Delete | Pause | Resume | Cancel | Run | Redrive
+NamedCommand = Create | Update | Delete | Pause | Resume | Cancel | Run | Redrive | Get
 LeaderCommand = Due | Expire | Ended
 Command = NamedCommand | LeaderCommand
 
@@ -229,20 +236,22 @@ class Scheduler(Protocol):
         """Linearizable. NotFound."""
         ...
 
-    async def list_jobs(self, query: JobQuery, *, consistent: bool) -> tuple[JobPage, Ms]:
-        """A page over all shards, and the time it speaks of."""
+    async def list_jobs(
+        self, query: JobQuery, *, consistent: bool
+    ) -> tuple[list[JobView], list[JobHit], Ms]:
+        """A page over all shards: views, their keys, and the time it speaks of."""
         ...
 
     async def count_jobs(
-        self, query: JobQuery, group_by: str, *, consistent: bool
-    ) -> tuple[list[JobCount], Ms]:
+        self, query: JobQuery, grouping: Grouping, *, consistent: bool
+    ) -> tuple[JobCounts, Ms]:
         """Counts over all shards, and the time they speak of."""
         ...
 
     async def list_executions(
         self, query: ExecutionQuery, *, consistent: bool
-    ) -> tuple[ExecutionPage, Ms]:
-        """A page over the shards concerned, and the time it speaks of."""
+    ) -> tuple[list[tuple[ExecutionHit, Execution]], Ms]:
+        """A page over the shards concerned, newest first, and the time it speaks of."""
         ...
 
     async def get_execution(

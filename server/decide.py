@@ -481,25 +481,25 @@ def _record_missed(draft: Draft, row: Row, job: JobRow, status: Status, missed: 
     """One record for consecutive occurrences given up for one reason; the next such one lengthens it."""
     run = status.skip
     if run is not None and run.reason == missed.reason:
-        run = run._replace(last_ms=missed.last_ms, count=run.count + missed.count)
+        run = run._replace(last_ms=missed.last_ms, length=run.length + missed.length)
     else:
         run = SkipRun(
             draft.new_row(),
             draft.now_ms,
             missed.first_ms,
             missed.last_ms,
-            missed.count,
+            missed.length,
             missed.reason,
         )
     state = _MISSED_STATES.get(run.reason, ExecutionState.MISSED)
     record = Execution(
         row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, run.first_ms, "", state, run.create_ms,
-        end_ms=draft.now_ms, reason=run.reason, last_ms=run.last_ms, count=run.count,
+        end_ms=draft.now_ms, reason=run.reason, last_ms=run.last_ms, length=run.length,
     )  # fmt: skip
     draft.put_ended(run.row, record)
     return status._replace(
         skip=run,
-        skipped=status.skipped + missed.count,
+        skipped=status.skipped + missed.length,
         last_outcome=int(state),
         update_ms=draft.now_ms,
     )

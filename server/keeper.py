@@ -20,7 +20,6 @@ from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms
 from tickwheel.server.runner import Runner, Slot
 from tickwheel.server.shard import Entry
-from tickwheel.server.store import Applied
 from tickwheel.server.table import GONE
 
 log = get_logger(__name__)
@@ -51,6 +50,7 @@ class Keeper:
         self._metrics = metrics
         self._flush_lock = asyncio.Lock()
         self._stop = asyncio.Event()
+        self.flushed_ms = runner.clock.now_ms()
 
     # --- start and stop ---
 
@@ -166,16 +166,17 @@ class Keeper:
     async def flush(self) -> None:
         """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
         async with self._flush_lock:
+            now_ms = self._runner.clock.now_ms()
             changed = [slot for slot in self._runner.slots.values() if slot.shard.table.active]
             for at in range(0, len(changed), SHARDS_PER_FLUSH):
                 await self._flush_some(changed[at : at + SHARDS_PER_FLUSH])
+            self.flushed_ms = now_ms
 
     async def _flush_some(self, slots: list[Slot]) -> None:
         work = []
         for slot in slots:
-            shard = slot.shard
-            applied = Applied(slot.applied, shard.epoch, shard.next_row, shard.last_ms)
-            work.append((slot.store, shard.table.freeze(), applied))
+            applied = slot.applied_now()
+            work.append((slot.store, slot.shard.table.freeze(), applied))
         await self._runner.store.flush(
             lambda: [store.flush(changes, applied) for store, changes, applied in work]
         )

@@ -258,7 +258,7 @@ class SkipRun(NamedTuple):
     create_ms: Ms
     first_ms: Ms
     last_ms: Ms
-    count: int
+    length: int
     reason: Reason
 
 
@@ -294,7 +294,7 @@ class Execution(NamedTuple):
 
     `attempt` is the number of the last attempt that ended; `base` what it was when the present budget of attempts
     began (a redrive starts a new one). For a run of skipped or missed occurrences `scheduled_ms` is the first,
-    `last_ms` the last and `count` how many.
+    `last_ms` the last and `length` how many.
     """
 
     job_row: Row
@@ -313,7 +313,7 @@ class Execution(NamedTuple):
     first_attempt_ms: Ms = 0
     reason: Reason = Reason.NONE
     last_ms: Ms = 0
-    count: int = 1
+    length: int = 1
     attempts: tuple[Attempt, ...] = ()
 
     @property

@@ -36,6 +36,7 @@ from tickwheel.server.fire import Fire, Outcome, OutcomeKind
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants, merge
 from tickwheel.server.record import Record, RecordType
 from tickwheel.server.shard import Entry, Shard
@@ -117,6 +118,10 @@ class Slot:
     cold: list[Entry] = field(default_factory=list[Entry])
     warming: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def applied_now(self) -> Applied:
+        """How far the table is, for the store that it is flushed to."""
+        return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
 
 
 @dataclass(slots=True)

@@ -356,4 +356,4 @@ def _and_missed(missed: Missed | None, fire_ms: Ms, reason: Reason) -> Missed:
     """The occurrence itself is given up too. What was given up before it keeps its count under this one's reason."""
     if missed is None:
         return Missed(fire_ms, fire_ms, 1, reason)
-    return Missed(missed.first_ms, fire_ms, missed.count + 1, reason)
+    return Missed(missed.first_ms, fire_ms, missed.length + 1, reason)
