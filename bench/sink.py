@@ -27,7 +27,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qs
 
 import httptools
@@ -185,8 +185,7 @@ class Receiver(asyncio.Protocol):
         self.headers: dict[bytes, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
 
     def data_received(self, data: bytes) -> None:
         self.now_ns = time.time_ns()
@@ -273,7 +272,7 @@ async def serve(port: int, *, with_stdin: bool, out: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
     if with_stdin:
-        loop.add_reader(sys.stdin.fileno(), lambda: os.read(0, 4_096) or done.set())
+        loop.add_reader(sys.stdin.fileno(), _read_or_end, done)
     server = await loop.create_server(lambda: Receiver(book), "127.0.0.1", port, backlog=BACKLOG)
     print(server.sockets[0].getsockname()[1], flush=True)
     await done.wait()
@@ -281,6 +280,11 @@ async def serve(port: int, *, with_stdin: bool, out: Path | None) -> None:
     if out is not None:
         with out.open("wb") as file:
             file.writelines(book.ndjson())
+
+
+def _read_or_end(done: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4_096):
+        done.set()
 
 
 def main() -> None:
