@@ -41,6 +41,7 @@ from tickwheel.server.model import (
     Status,
 )
 from tickwheel.server.reading import Wants, collect
+from tickwheel.server.steps import LIVE_MAX
 from tickwheel.server.table import GONE, Partly, Table
 from tickwheel.server.wheel import Wheel
 
@@ -249,7 +250,7 @@ class Shard:
                 return
             fired.commands.append(self._overlapped(row, status, spec, fire_ms, missed))
             return
-        if fire_ms and len(status.live) >= decide.LIVE_MAX:
+        if fire_ms and len(status.live) >= LIVE_MAX:
             missed = _and_missed(missed, fire_ms, Reason.LIVE_LIMIT)
             fire_ms = 0
         if not fire_ms:
