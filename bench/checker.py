@@ -44,6 +44,7 @@ EXAMPLES_MAX = 10
 UID_DIGITS = 32
 LAG_MAX_US = 3_600_000_000
 BEFORE_DISPATCH = "CANCELLED_BEFORE_DISPATCH"
+TOO_LATE = ("ALREADY_DISPATCHED", "COMPLETED")
 
 
 class Operation(NamedTuple):
@@ -233,7 +234,7 @@ def _check_again(arrivals: list[Arrival], kills: list[int], grace_ms: int, repor
             kills, first.arrival_us // 1_000, second.arrival_us // 1_000, answered_ms + grace_ms
         ):
             report.at_kill += 1
-        elif 200 <= first.status < 300:
+        elif _succeeded(first):
             report.add("duplicate", f"{first.id} at {first.arrival_us} and {second.arrival_us} us")
         else:
             report.retries += 1
@@ -317,9 +318,7 @@ def _promised(job: Job, horizon_ms: int) -> Iterator[int]:
 
 def _may_end(operation: Operation) -> bool:
     """A cancel, delete or pause that took effect, or may have."""
-    return operation.kind in ("cancel", "delete", "pause") and not operation.answer.startswith(
-        "ALREADY_DISPATCHED"
-    )
+    return operation.kind in ("cancel", "delete", "pause") and operation.answer not in TOO_LATE
 
 
 def _check_lost(
@@ -343,15 +342,21 @@ def _excused(job: Job, due: int, excuses: list[Excuse]) -> bool:
 
 
 def _check_cancelled(job: Job, arrivals: list[Arrival], report: Report) -> None:
-    """After CANCELLED_BEFORE_DISPATCH a one-off never arrives; a recurring job not after the answer."""
+    """After the answer CANCELLED_BEFORE_DISPATCH nothing arrives. A cancelled one-off also cannot have succeeded before."""
     for operation in job.operations:
         if operation.answer != BEFORE_DISPATCH:
             continue
         for arrival in arrivals:
-            moved = operation.kind == "update" and scheduled_ms(arrival) == operation.due_ms
+            if operation.kind == "update" and scheduled_ms(arrival) == operation.due_ms:
+                continue
             late = arrival.arrival_us > operation.answered_ms * 1_000
-            if not moved and (late or not job.period_ms):
-                report.add("after_cancel", f"{arrival.id} after {operation}")
+            done = operation.kind == "cancel" and not job.period_ms and _succeeded(arrival)
+            if late or done:
+                report.add("after_cancel", f"{arrival.id} at {arrival.arrival_us} us, {operation}")
+
+
+def _succeeded(arrival: Arrival) -> bool:
+    return 200 <= arrival.status < 300
 
 
 def _check_epochs(arrivals: list[Arrival], report: Report) -> None:

@@ -164,11 +164,18 @@ def test_a_cancel_that_lies_about_a_request_already_sent_is_found() -> None:
     assert found(judge(arrival(), job=job)) == {"after_cancel": 1}
 
 
+def test_a_cancel_between_two_attempts_is_true() -> None:
+    job = Job("a", UID, DUE, operations=[Operation("cancel", DUE + 2, DUE + 9, CANCELLED)])
+    assert judge(arrival(status=503), job=job).clean
+    report = judge(arrival(status=503), arrival(DUE + 20, attempt=2), job=job)
+    assert found(report) == {"after_cancel": 1}
+
+
 def test_a_cancel_that_came_too_late_takes_nothing_back() -> None:
-    late = Operation("cancel", DUE - 1, DUE + 1, "ALREADY_DISPATCHED")
-    job = Job("a", UID, DUE, operations=[late])
-    assert judge(arrival(), job=job).clean
-    assert found(judge(job=job)) == {"lost": 1}
+    for answer in ("ALREADY_DISPATCHED", "COMPLETED"):
+        job = Job("a", UID, DUE, operations=[Operation("cancel", DUE - 1, DUE + 1, answer)])
+        assert judge(arrival(), job=job).clean
+        assert found(judge(job=job)) == {"lost": 1}
 
 
 def test_a_cancel_of_unknown_outcome_allows_both() -> None:
