@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from bench.checker import Excuse
 from tickwheel.v1 import execution_pb2 as ex
 from tickwheel.v1 import job_pb2, schedule_pb2, target_pb2
 from tickwheel.v1 import job_service_pb2 as js
@@ -229,6 +230,17 @@ class Api:
             token = answer.next_page_token
             if not token:
                 return
+
+    async def excuses(self) -> list[Excuse]:
+        """What was not attempted, or may have been and nobody saw the end, on the server's own record."""
+        found: list[Excuse] = []
+        for state in ("SKIPPED", "MISSED", "UNKNOWN"):
+            async for one in self.executions(filter_=f"state = {state}"):
+                first = last = to_ms(one.scheduled_time)
+                if one.HasField("skip_run"):
+                    first, last = to_ms(one.skip_run.first_time), to_ms(one.skip_run.last_time)
+                found.append(Excuse(one.job_uid, first, last, state))
+        return found
 
 
 def cancellation(value: int) -> str:
