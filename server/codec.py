@@ -137,7 +137,7 @@ def decode_execution(data: bytes) -> Execution:
     return Execution(
         m.job_row, m.uid, m.namespace, m.job, _KINDS[m.kind], m.scheduled_ms, m.request_id, _EXECUTION_STATES[m.state],
         m.create_ms, m.due_ms, m.end_ms, m.attempt, m.base, m.first_attempt_ms, _REASONS[m.reason], m.last_ms,
-        m.count, attempts,
+        m.length, attempts,
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What nodes and disks speak; no part of the API."""

@@ -1,0 +1,1 @@
+"""Generated from proto/tickwheel/internal/v1 by `make gen`."""

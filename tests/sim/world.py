@@ -1,0 +1,236 @@
+"""One simulated node and everything around it: disk, stores, target, users, clock. A seed decides all of it.
+
+    users ──► Node (real) ──► Runner, Shard, Keeper (real) ──► InlineWal on SimDisk · DictStore · Dispatcher (real)
+                                                                                                  │
+    Ledger ◄── acknowledgements                       arrivals ◄── SimTarget (delays, failures) ◄─╯
+
+A *life* is one start of the node until it stops or crashes. A crash abandons the loop in the middle of whatever it did:
+the disk loses what was not synced, the stores what was not checkpointed, dispatch and memory everything.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from random import Random
+
+from prometheus_client import CollectorRegistry
+from tests.sim.disk import SimDisk
+from tests.sim.loop import Deadlock, VirtualLoop
+from tests.sim.store import DictStore
+
+from tickwheel.server import node, schedule
+from tickwheel.server.command import (
+    Cancel,
+    Cancellation,
+    ChangeReply,
+    Create,
+    Delete,
+    JobView,
+    NamedCommand,
+    Pause,
+    Prepared,
+    Resume,
+    Run,
+    Update,
+)
+from tickwheel.server.config import Config
+from tickwheel.server.dispatch.dispatcher import Dispatcher
+from tickwheel.server.dispatch.transport import ErrorKind, Gate, Request, Response, TransportError, Withdrawn
+from tickwheel.server.errors import TickwheelError
+from tickwheel.server.metrics import Metrics
+from tickwheel.server.model import Every, Ms, Once, Window
+from tickwheel.server.record import Record
+from tickwheel.server.store import InlineStore
+from tickwheel.server.wal import InlineWal, Journal, WalIdentity, WalOptions
+from tickwheel.v1 import job_pb2
+
+START_MS = 1_800_000_000_000
+SHARDS = 3
+NAMES = 24
+
+
+@dataclass
+class SimClock:
+    """Wall time on the virtual loop's time."""
+
+    loop: VirtualLoop
+    offset_ms: int = START_MS
+
+    def now_ms(self) -> Ms:
+        return self.offset_ms + int(self.loop.now_s * 1000)
+
+    def monotonic_ms(self) -> Ms:
+        return int(self.loop.now_s * 1000)
+
+    def monotonic(self) -> float:
+        return self.loop.now_s
+
+
+@dataclass
+class Promise:
+    """What is known of one creation, from its users' point of view. `firm`: nobody disturbed its schedule."""
+
+    namespace: str
+    name: str
+    uid: bytes
+    once_ms: Ms
+    period_ms: int
+    created_ms: Ms
+    firm: bool = True
+    cancelled_before: bool = False
+    gone: bool = False
+
+
+@dataclass
+class Arrival:
+    """One request as the target saw it."""
+
+    at_ms: Ms
+    id: str
+    job: str
+    scheduled_ms: Ms
+    attempt: int
+    epoch: int
+    life: int
+
+
+@dataclass
+class Ledger:
+    """What users were told and what the target saw."""
+
+    promises: dict[bytes, Promise] = field(default_factory=dict[bytes, Promise])
+    arrivals: list[Arrival] = field(default_factory=list[Arrival])
+    refused: int = 0
+    unknown: int = 0
+    answered: int = 0
+
+
+class SimTarget:
+    """A transport to a target that is slow, fails, and counts."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    async def send(self, request: Request, gate: Gate) -> Response:
+        rng = self._world.rng
+        await asyncio.sleep(rng.choice((0.0, 0.001, 0.02, 0.3)))
+        if not await gate():
+            raise Withdrawn
+        headers = {name.lower(): value for name, value in request.headers}
+        self._world.record_arrival(headers)
+        await asyncio.sleep(rng.choice((0.0, 0.002, 0.05, 1.5)))
+        chance = rng.random()
+        if chance < 0.80:
+            return Response(200, {}, b"ok")
+        if chance < 0.93:
+            return Response(503, {"retry-after": "1"} if chance < 0.85 else {}, b"busy")
+        if chance < 0.97:
+            raise TransportError(ErrorKind.RESET, sent=True)
+        return Response(400, {"tickwheel-retry": "no"}, b"never")
+
+    async def close(self) -> None:
+        return None
+
+
+def spec_bytes(once_ms: Ms, period_ms: int, salt: int) -> bytes:
+    """The stored form of a small job."""
+    job = job_pb2.Job(http_target=job_pb2.HttpTarget(url="http://target.test/hook", method="POST", body=b"%d" % salt))
+    if once_ms:
+        job.schedule.once.scheduled_time.FromMilliseconds(once_ms)
+    else:
+        job.schedule.every.period.FromMilliseconds(period_ms)
+        job.overlap_policy = job_pb2.OVERLAP_POLICY_SKIP
+    job.retry_policy.max_attempts = 4
+    return job.SerializeToString(deterministic=True)
+
+
+def prepared(once_ms: Ms, period_ms: int, salt: int) -> Prepared:
+    """What a door would hand over."""
+    spec = spec_bytes(once_ms, period_ms, salt)
+    plan = schedule.compile(Once(time_ms=once_ms) if once_ms else Every(period_ms), Window())
+    digest = blake2b(spec, digest_size=16).digest()
+    return Prepared(spec, digest, plan, once=bool(once_ms), jitter_ms=0, labels="", past_ok=False)
+
+
+Mutate = Callable[["World", node.Started | None], None]
+
+
+class World:
+    """Builds lives of a node one after the other, over one disk and one set of stores."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.ledger = Ledger()
+        self.disk = SimDisk(Random(f"{seed}:disk"))
+        self.stores = [DictStore(number) for number in range(SHARDS)]
+        self.now_s = 0.0
+        self.life = 0
+        self.fatal: list[BaseException] = []
+        self.wrap_wal: Callable[[InlineWal], InlineWal] = lambda wal: wal
+        self.wrap_started: Callable[[node.Started], None] = lambda _started: None
+        self.config = Config(
+            data_dir="/simulated",
+            shards=SHARDS,
+            segment_bytes=64 * 1024,
+            wal_low_water_bytes=0,
+            flush_interval_ms=700,
+            checkpoint_interval_ms=2_500,
+            wheel_horizon_ms=60_000,
+        )
+
+    # --- a life ---
+
+    def begin(self) -> tuple[VirtualLoop, "SimClock"]:
+        """A fresh loop that goes on where the last one ended."""
+        self.life += 1
+        self.loop = VirtualLoop(self.now_s)
+        self.clock = SimClock(self.loop)
+        return self.loop, self.clock
+
+    async def boot(self) -> node.Started:
+        """Start a node on what the disk and the stores hold."""
+        dispatch = Dispatcher(SimTarget(self), self.clock, self.dispatch_limits())
+        devices = node.Devices(
+            clock=self.clock,
+            store=InlineStore(self.loop),
+            dispatch=dispatch,
+            open_store=lambda number: self.stores[number],  # type: ignore[arg-type,return-value]
+            open_wal=self._open_wal,
+        )
+        started = await node.start(
+            self.config, devices, Metrics(CollectorRegistry()), seed=self.seed * 1000 + self.life, on_fatal=self.fatal.append
+        )
+        self.wrap_started(started)
+        return started
+
+    def _open_wal(self) -> tuple[Iterable[Record], InlineWal]:
+        options = WalOptions(segment_bytes=64 * 1024, batch_bytes_max=16 * 1024, low_water_bytes=0)
+        journal, recovery = Journal.open(self.disk, options, WalIdentity(b"c" * 16, b"s" * 16))
+        return recovery.records(), self.wrap_wal(InlineWal(journal, self.loop))
+
+    def crash(self) -> None:
+        """Power off: keep what was synced, and by chance some of the rest."""
+        self.now_s = self.loop.now_s + self.rng.choice((0.2, 1.0, 4.0))
+        self.disk.crash()
+        for store in self.stores:
+            keep_main = self.rng.random() < 0.5
+            store.crash(keep_main=keep_main, keep_history=keep_main or self.rng.random() < 0.5)
+
+    # --- observation ---
+
+    def record_arrival(self, headers: dict[str, str]) -> None:
+        """The target saw a request."""
+        identity = headers["tickwheel-execution"] if "tickwheel-execution" in headers else headers["webhook-id"]
+        self.ledger.arrivals.append(
+            Arrival(
+                self.clock.now_ms(),
+                identity,
+                headers["tickwheel-job"],
+                _ms(headers["tickwheel-scheduled-time"]),
+                int(headers["tickwheel-attempt"]),
+                int(headers["tickwheel-epoch"]),
+                self.life,
+            )
+        )
