@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bench.checker import Excuse
+from bench.checker import Excuse, Operation
 from tickwheel.v1 import execution_pb2 as ex
 from tickwheel.v1 import job_pb2, schedule_pb2, target_pb2
 from tickwheel.v1 import job_service_pb2 as js
@@ -112,6 +112,11 @@ def request(name: str, job: job_pb2.Job) -> js.CreateJobRequest:
 def full_name(name: str) -> str:
     """The resource name of a job of the namespace that all of this uses."""
     return f"{PARENT}/jobs/{name}"
+
+
+def operation(kind: str, sent_ms: int, answer: str, due_ms: int = 0) -> Operation:
+    """What the judge must know of a cancel or update that was just answered."""
+    return Operation(kind, sent_ms, now_ms(), answer, due_ms)
 
 
 class GaveUp(Exception):
