@@ -7,6 +7,7 @@ repeat carries the same `request_id`, so one intention stays one job however oft
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -16,14 +17,16 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bench.checker import Excuse, Operation
-from tickwheel.v1 import execution_pb2 as ex
-from tickwheel.v1 import job_pb2, schedule_pb2, target_pb2
 from tickwheel.v1 import job_service_pb2 as js
+from tickwheel.v1 import schedule_pb2, target_pb2
+from tickwheel.v1.execution_pb2 import Execution
+from tickwheel.v1.job_pb2 import DELIVERY_AT_MOST_ONCE, Job
 from tickwheel.v1.job_service_pb2_grpc import JobServiceStub
 
 PARENT = "namespaces/default"
 PAUSE_S = 0.05
 CALL_S = 10.0
+LIST_S = 60.0
 PAGE = 1_000
 REPEATABLE = frozenset(
     (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -60,7 +63,7 @@ def span(ms: int) -> Duration:
     return Duration(seconds=ms // 1_000, nanos=ms % 1_000 * 1_000_000)
 
 
-def once(url: str, due_ms: int, *, body: bytes = b"", at_most_once: bool = False) -> job_pb2.Job:
+def once(url: str, due_ms: int, *, body: bytes = b"", at_most_once: bool = False) -> Job:
     """A job with one occurrence, which fires at once if its time has passed, and retries soon and often."""
     schedule = schedule_pb2.Once(
         scheduled_time=stamp(due_ms), past_policy=schedule_pb2.PAST_POLICY_FIRE_NOW
@@ -68,7 +71,7 @@ def once(url: str, due_ms: int, *, body: bytes = b"", at_most_once: bool = False
     return _job(schedule_pb2.Schedule(once=schedule), url, body, at_most_once)
 
 
-def every(url: str, period_ms: int, anchor_ms: int, *, body: bytes = b"") -> job_pb2.Job:
+def every(url: str, period_ms: int, anchor_ms: int, *, body: bytes = b"") -> Job:
     """A recurring job whose first occurrence is the anchor."""
     job = _job(
         schedule_pb2.Schedule(
@@ -81,7 +84,7 @@ def every(url: str, period_ms: int, anchor_ms: int, *, body: bytes = b"") -> job
     return job
 
 
-def cron(url: str, expression: str, *, body: bytes = b"") -> job_pb2.Job:
+def cron(url: str, expression: str, *, body: bytes = b"") -> Job:
     """A recurring job of a six-field expression (seconds first), UTC."""
     schedule = schedule_pb2.Cron(
         expression=expression, dialect=schedule_pb2.CRON_DIALECT_SECONDS_FIRST
@@ -89,10 +92,8 @@ def cron(url: str, expression: str, *, body: bytes = b"") -> job_pb2.Job:
     return _job(schedule_pb2.Schedule(cron=schedule), url, body)
 
 
-def _job(
-    schedule: schedule_pb2.Schedule, url: str, body: bytes, at_most_once: bool = False
-) -> job_pb2.Job:
-    job = job_pb2.Job(
+def _job(schedule: schedule_pb2.Schedule, url: str, body: bytes, at_most_once: bool = False) -> Job:
+    job = Job(
         schedule=schedule,
         http_target=target_pb2.HttpTarget(url=url, body=body),
         retry_policy=target_pb2.RetryPolicy(
@@ -100,11 +101,11 @@ def _job(
         ),
     )
     if at_most_once:
-        job.delivery = job_pb2.DELIVERY_AT_MOST_ONCE
+        job.delivery = DELIVERY_AT_MOST_ONCE
     return job
 
 
-def request(name: str, job: job_pb2.Job) -> js.CreateJobRequest:
+def request(name: str, job: Job) -> js.CreateJobRequest:
     """A creation under a name, safe to repeat."""
     return js.CreateJobRequest(parent=PARENT, job_id=name, job=job, request_id="c." + name)
 
@@ -128,7 +129,7 @@ class Api:
 
     def __init__(self, target: str) -> None:
         self.channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self.jobs: JobServiceStub = JobServiceStub(self.channel)
+        self.jobs = JobServiceStub(self.channel)
         self.repeats = 0
 
     async def close(self) -> None:
@@ -149,12 +150,9 @@ class Api:
                     raise GaveUp(str(error)) from error
             await asyncio.sleep(PAUSE_S)
 
-    async def create(self, name: str, job: job_pb2.Job) -> job_pb2.Job:
+    async def create(self, name: str, job: Job) -> Job:
         """Make one job."""
-        made: job_pb2.Job = await self.insist(
-            lambda: self.jobs.CreateJob(request(name, job), timeout=CALL_S)
-        )
-        return made
+        return await self.insist(lambda: self.jobs.CreateJob(request(name, job), timeout=CALL_S))
 
     async def create_many(self, requests: Sequence[js.CreateJobRequest]) -> list[str]:
         """Make up to 1,000 jobs; the uid of each. Items that were refused for now are repeated."""
@@ -162,7 +160,7 @@ class Api:
         open_: list[int] = list(range(len(requests)))
         while open_:
             batch = js.BatchCreateJobsRequest(parent=PARENT, requests=[requests[i] for i in open_])
-            answer = await self.insist(lambda b=batch: self.jobs.BatchCreateJobs(b, timeout=CALL_S))  # type: ignore[misc]
+            answer = await self.insist(partial(self.jobs.BatchCreateJobs, batch, timeout=CALL_S))
             left: list[int] = []
             for i, result in zip(open_, answer.results, strict=True):
                 if result.HasField("handle"):
@@ -214,14 +212,13 @@ class Api:
             raise
         return cancellation(answer.cancellation)
 
-    async def get(self, name: str) -> job_pb2.Job:
+    async def get(self, name: str) -> Job:
         """Read one job."""
-        job: job_pb2.Job = await self.insist(
+        return await self.insist(
             lambda: self.jobs.GetJob(js.GetJobRequest(name=full_name(name)), timeout=CALL_S)
         )
-        return job
 
-    async def executions(self, name: str = "-", filter_: str = "") -> AsyncIterator[ex.Execution]:
+    async def executions(self, name: str = "-", filter_: str = "") -> AsyncIterator[Execution]:
         """All executions of a job (or of all), consistent."""
         token = ""
         while True:
@@ -229,7 +226,7 @@ class Api:
                 parent=full_name(name), page_size=PAGE, page_token=token, filter=filter_,
                 consistent=True,
             )  # fmt: skip
-            answer = await self.insist(lambda p=page: self.jobs.ListExecutions(p, timeout=60.0))  # type: ignore[misc]
+            answer = await self.insist(partial(self.jobs.ListExecutions, page, timeout=LIST_S))
             for execution in answer.executions:
                 yield execution
             token = answer.next_page_token
@@ -250,4 +247,4 @@ class Api:
 
 def cancellation(value: int) -> str:
     """The short name of an answer to a cancel or an update."""
-    return js.Cancellation.Name(value).removeprefix("CANCELLATION_")  # type: ignore[arg-type]
+    return js.Cancellation.Name(js.Cancellation.ValueType(value)).removeprefix("CANCELLATION_")

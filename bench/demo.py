@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import calls
-from bench.checker import History, Job, Outage, Report, check, name_of, scheduled_ms
+from bench.checker import Excuse, History, Job, Outage, Report, check, name_of, scheduled_ms
 from bench.node import Node, Sink
 from bench.sink import Arrival
+from tickwheel.v1.job_pb2 import Job as Message
 
 KILL_MS = 4_000
 DOWN_MS = 2_500
@@ -36,14 +37,14 @@ class Plan(NamedTuple):
     """What is scheduled: the messages by job name, and what the judge must know of each."""
 
     start_ms: int
-    messages: dict[str, calls.job_pb2.Job]
+    messages: dict[str, Message]
     jobs: list[Job]
 
 
 def plan(sink: Sink, start_ms: int) -> Plan:
     """Ten one-offs over the time span, three of them within the outage; an `every`; a `cron`."""
     url = sink.url()
-    messages: dict[str, calls.job_pb2.Job] = {}
+    messages: dict[str, Message] = {}
     jobs: list[Job] = []
     offsets = [
         1_500,
@@ -80,7 +81,7 @@ async def schedule(node: Node, what: Plan) -> None:
         await api.close()
 
 
-async def excuses(node: Node) -> list[calls.Excuse]:
+async def excuses(node: Node) -> list[Excuse]:
     """What the server says it did not attempt."""
     api = calls.Api(node.target)
     try:

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import calls
-from bench.checker import History, Job, Outage, Report, check
+from bench.checker import Excuse, History, Job, Outage, Report, check
 from bench.node import Node, Sink
+
+from tickwheel.v1.job_pb2 import Job as Message
 
 SETTLE_S = 30.0
 FLOOD_MS = 1_000
@@ -22,13 +24,13 @@ FLOOD_MS = 1_000
 def running_node(
     directory: Path, *, prefix: Sequence[str] = (), options: Sequence[str] = ()
 ) -> Iterator[Node]:
-    """A node that is ready. When the test fails, its log's end is printed."""
+    """A node that is ready. When the block fails, the error carries its log's end."""
     with Node(directory / "data", prefix=prefix, options=options) as node:
         node.start()
         try:
             yield node
-        except BaseException:
-            print(node.tail())
+        except BaseException as error:
+            error.add_note(node.tail())
             raise
 
 
@@ -40,9 +42,7 @@ def restart(node: Node) -> Outage:
     return Outage(start_ms, calls.now_ms())
 
 
-async def create_all(
-    api: calls.Api, jobs: Sequence[Job], messages: Sequence[calls.job_pb2.Job]
-) -> None:
+async def create_all(api: calls.Api, jobs: Sequence[Job], messages: Sequence[Message]) -> None:
     """Create one job a call; the model learns the uids."""
     for job, message in zip(jobs, messages, strict=True):
         job.uid = (await api.create(job.name, message)).uid
@@ -52,7 +52,7 @@ def judge(
     jobs: Sequence[Job],
     sink: Sink,
     outages: Sequence[Outage] = (),
-    excuses: Sequence[calls.Excuse] = (),
+    excuses: Sequence[Excuse] = (),
 ) -> Report:
     """Hold the model against what the sink saw, up to now."""
     horizon = calls.now_ms() - FLOOD_MS

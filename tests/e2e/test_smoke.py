@@ -1,12 +1,16 @@
 """One node, from outside: it fires on time, survives `kill -9`, and ends when asked to."""
 
-import time
+import asyncio
+from functools import partial
 
 import pytest
 from bench import calls
 from bench.checker import Job
 from bench.node import Node, Sink, wait_until
 from tests.e2e.harness import SETTLE_S, assert_clean, create_all, judge, restart
+
+from tickwheel.v1.execution_pb2 import EXECUTION_STATE_SUCCEEDED
+from tickwheel.v1.job_pb2 import JOB_STATE_COMPLETED
 
 pytestmark = pytest.mark.timeout(120)
 DRAIN_S = 15.0
@@ -22,8 +26,8 @@ async def test_a_one_off_fires_on_time_and_is_listed(node: Node, sink: Sink) -> 
     assert report.summary()["lag_ms"]["max"] < 1_000
     listed = [e async for e in api.executions("hello")]
     assert [(e.job_uid, calls.to_ms(e.scheduled_time)) for e in listed] == [(job.uid, due)]
-    assert listed[0].state == calls.ex.EXECUTION_STATE_SUCCEEDED
-    assert (await api.get("hello")).state == calls.job_pb2.JOB_STATE_COMPLETED
+    assert listed[0].state == EXECUTION_STATE_SUCCEEDED
+    assert (await api.get("hello")).state == JOB_STATE_COMPLETED
     await api.close()
 
 
@@ -39,7 +43,7 @@ async def test_what_waits_survives_a_kill_and_fires_once(node: Node, sink: Sink)
     taken.operations.append(calls.operation("cancel", start, answer))
     answer = await api.move(moved.name, start + 7_000)
     moved.operations.append(calls.operation("update", start, answer, start + 7_000))
-    time.sleep(max(start + 2_000 - calls.now_ms(), 0) / 1_000)
+    await asyncio.sleep(max(start + 2_000 - calls.now_ms(), 0) / 1_000)
     outage = restart(node)
     wait_until(lambda: sink.count() >= len(jobs) - 1, SETTLE_S, "all requests")
     wait_until(lambda: calls.now_ms() > start + 8_500, SETTLE_S, "the horizon")
@@ -67,11 +71,15 @@ async def test_the_epoch_rises_with_each_start(node: Node, sink: Sink) -> None:
     api = calls.Api(node.target)
     for number in (1, 2):
         await api.create(f"e{number}", calls.once(sink.url(), calls.now_ms()))
-        wait_until(lambda n=number: sink.count() == n, SETTLE_S, "the request")
+        wait_until(partial(arrived, sink, number), SETTLE_S, "the request")
         restart(node)
     first, second = sink.records()
     assert first.epoch < second.epoch
     await api.close()
+
+
+def arrived(sink: Sink, count: int) -> bool:
+    return sink.count() == count
 
 
 async def test_it_drains_and_ends_when_asked(node: Node, sink: Sink) -> None:
@@ -84,7 +92,7 @@ async def test_it_drains_and_ends_when_asked(node: Node, sink: Sink) -> None:
     assert node.terminate(DRAIN_S) == 0
     node.start()
     again = calls.Api(node.target)
-    assert (await again.get("slow")).state == calls.job_pb2.JOB_STATE_COMPLETED
+    assert (await again.get("slow")).state == JOB_STATE_COMPLETED
     await again.close()
     assert sink.count() == 1
 

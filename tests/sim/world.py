@@ -9,30 +9,35 @@ the disk loses what was not synced, the stores what was not checkpointed, dispat
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
 
 from prometheus_client import CollectorRegistry
 from tests.sim.disk import SimDisk
-from tests.sim.loop import VirtualLoop
+from tests.sim.loop import Deadlock, VirtualLoop
 from tests.sim.store import DictStore
 
 from tickwheel.server import node, schedule
 from tickwheel.server.command import (
+    Cancel,
+    Cancellation,
+    ChangeReply,
+    Create,
+    Delete,
+    JobView,
+    NamedCommand,
+    Pause,
     Prepared,
+    Resume,
+    Run,
+    Update,
 )
 from tickwheel.server.config import Config
 from tickwheel.server.dispatch.dispatcher import Dispatcher
-from tickwheel.server.dispatch.transport import (
-    ErrorKind,
-    Gate,
-    Request,
-    Response,
-    TransportError,
-    Withdrawn,
-)
+from tickwheel.server.dispatch.transport import ErrorKind, Gate, Request, Response, TransportError, Withdrawn
+from tickwheel.server.errors import TickwheelError
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Every, Ms, Once, Window
 from tickwheel.server.record import Record
