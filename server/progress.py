@@ -30,6 +30,12 @@ from tickwheel.server.model import (
 )
 from tickwheel.server.steps import armed, end_live, record_missed, settle
 
+ATTEMPTS_KEPT_MAX = 100
+"""Attempts that an execution's record keeps, the newest."""
+
+BODIES_KEPT_MAX = 3
+"""Of these, how many keep what the target answered."""
+
 
 def due(draft: Draft, command: Due) -> None:
     found = draft.job(command.job_row)
@@ -112,10 +118,14 @@ def _with_attempt(execution: Execution, command: Ended) -> Execution:
         fire.attempt, fire.epoch, fire.generation, outcome.start_ms, outcome.end_ms,
         outcome.status, outcome.error, outcome.body,
     )  # fmt: skip
+    earlier = execution.attempts[-ATTEMPTS_KEPT_MAX + 1 :]
+    if len(earlier) >= BODIES_KEPT_MAX:
+        old = len(earlier) - BODIES_KEPT_MAX + 1
+        earlier = (*(a._replace(body=b"") for a in earlier[:old]), *earlier[old:])
     return execution._replace(
         attempt=fire.attempt,
         first_attempt_ms=execution.first_attempt_ms or outcome.start_ms,
-        attempts=(*execution.attempts, attempt),
+        attempts=(*earlier, attempt),
     )
 
 

@@ -15,7 +15,7 @@ Must never import: rooms of floor 3 or higher but `sqlite`; no threads, no clock
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -200,7 +200,7 @@ class History:
         return removed
 
     @contextmanager
-    def reading(self, day: int) -> Iterator[sqlite3.Connection | None]:
+    def reading(self, day: int) -> Generator[sqlite3.Connection | None, None, None]:
         """A connection to one day's file, or None when retention took it meanwhile."""
         path = self._path(day)
         if day not in self._days or not path.exists():

@@ -32,7 +32,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
-from tickwheel.server.model import JobRow, JobState, Ms, Row
+from tickwheel.server.model import JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -417,11 +417,11 @@ class ShardStore:
 
 
 def _status_values(row: Row, status: bytes) -> tuple[Row, int, int, int, Ms, Ms | None, Ms, bytes]:
-    """What a status sets; `due_ms` is NULL, and so not in the index of due times, unless the job is scheduled."""
+    """What a status sets; `due_ms` is NULL, and so not in the index of due times, when there is none."""
     state, outcome, generation, next_ms, due_ms, _create_ms, update_ms = codec.status_columns(
         status
     )
-    due = due_ms if state == JobState.SCHEDULED and due_ms > 0 else None
+    due = due_ms or None
     return row, state, outcome, generation, next_ms, due, update_ms, status
 
 

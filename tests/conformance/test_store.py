@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.sim.store import DictStore
-from tests.unit.store_samples import DAY_0, NOW, Changed, execution, job
+from tests.unit.store_samples import DAY_0, NOW, Changed, execution, execution_columns, job
 
 from tickwheel.server.model import MS_PER_DAY, ExecutionState, JobState
 from tickwheel.server.query import (
@@ -27,9 +27,9 @@ Store = ShardStore | DictStore
 @pytest.fixture(params=["sqlite", "dict"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "dict":
-        yield DictStore(SHARD)
+        yield DictStore(SHARD, execution_columns)
         return
-    opened = ShardStore.open(tmp_path, SHARD, StoreOptions())
+    opened = ShardStore.open(tmp_path, SHARD, StoreOptions(execution_columns))
     yield opened
     opened.close()
 

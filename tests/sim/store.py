@@ -127,7 +127,7 @@ class DictStore:
     def _all_due(self) -> Iterator[Due]:
         for row, job in self._now.jobs.items():
             status = codec.decode_status(job.status)
-            if status.state == JobState.SCHEDULED and status.due_ms > 0:
+            if status.due_ms > 0:
                 yield Due(status.due_ms, row, status.generation)
         for row, data in self._now.live.items():
             _job, _state, _create, _scheduled, due_ms, attempt, _namespace, _name = self._columns(

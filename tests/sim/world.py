@@ -36,7 +36,14 @@ from tickwheel.server.command import (
 )
 from tickwheel.server.config import Config
 from tickwheel.server.dispatch.dispatcher import Dispatcher
-from tickwheel.server.dispatch.transport import ErrorKind, Gate, Request, Response, TransportError, Withdrawn
+from tickwheel.server.dispatch.transport import (
+    ErrorKind,
+    Gate,
+    Request,
+    Response,
+    TransportError,
+    Withdrawn,
+)
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Every, Ms, Once, Window
@@ -135,7 +142,11 @@ class SimTarget:
 
 def spec_bytes(once_ms: Ms, period_ms: int, salt: int) -> bytes:
     """The stored form of a small job."""
-    job = job_pb2.Job(http_target=job_pb2.HttpTarget(url="http://target.test/hook", method="POST", body=b"%d" % salt))
+    job = job_pb2.Job(
+        http_target=job_pb2.HttpTarget(
+            url="http://target.test/hook", method="POST", body=b"%d" % salt
+        )
+    )
     if once_ms:
         job.schedule.once.scheduled_time.FromMilliseconds(once_ms)
     else:
@@ -200,7 +211,11 @@ class World:
             open_wal=self._open_wal,
         )
         started = await node.start(
-            self.config, devices, Metrics(CollectorRegistry()), seed=self.seed * 1000 + self.life, on_fatal=self.fatal.append
+            self.config,
+            devices,
+            Metrics(CollectorRegistry()),
+            seed=self.seed * 1000 + self.life,
+            on_fatal=self.fatal.append,
         )
         self.wrap_started(started)
         return started
@@ -222,7 +237,11 @@ class World:
 
     def record_arrival(self, headers: dict[str, str]) -> None:
         """The target saw a request."""
-        identity = headers["tickwheel-execution"] if "tickwheel-execution" in headers else headers["webhook-id"]
+        identity = (
+            headers["tickwheel-execution"]
+            if "tickwheel-execution" in headers
+            else headers["webhook-id"]
+        )
         self.ledger.arrivals.append(
             Arrival(
                 self.clock.now_ms(),
