@@ -218,6 +218,12 @@ class Api:
             lambda: self.jobs.GetJob(js.GetJobRequest(name=full_name(name)), timeout=CALL_S)
         )
 
+    async def count(self) -> int:
+        """How many jobs there are, consistent."""
+        ask = js.CountJobsRequest(parent=PARENT, consistent=True)
+        answer = await self.insist(lambda: self.jobs.CountJobs(ask, timeout=LIST_S))
+        return answer.total_count
+
     async def executions(self, name: str = "-", filter_: str = "") -> AsyncIterator[Execution]:
         """All executions of a job (or of all), consistent."""
         token = ""
