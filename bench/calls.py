@@ -154,13 +154,18 @@ class Api:
         """Make one job."""
         return await self.insist(lambda: self.jobs.CreateJob(request(name, job), timeout=CALL_S))
 
-    async def create_many(self, requests: Sequence[js.CreateJobRequest]) -> list[str]:
-        """Make up to 1,000 jobs; the uid of each. Items that were refused for now are repeated."""
+    async def create_many(
+        self, requests: Sequence[js.CreateJobRequest], within_s: float = 60.0
+    ) -> list[str]:
+        """Make up to 1,000 jobs; the uid of each. Items that were refused for now are repeated. Raises GaveUp."""
+        until = time.monotonic() + within_s
         uids = [""] * len(requests)
         open_: list[int] = list(range(len(requests)))
         while open_:
             batch = js.BatchCreateJobsRequest(parent=PARENT, requests=[requests[i] for i in open_])
-            answer = await self.insist(partial(self.jobs.BatchCreateJobs, batch, timeout=CALL_S))
+            answer = await self.insist(
+                partial(self.jobs.BatchCreateJobs, batch, timeout=CALL_S), within_s
+            )
             left: list[int] = []
             for i, result in zip(open_, answer.results, strict=True):
                 if result.HasField("handle"):
@@ -170,6 +175,8 @@ class Api:
                     left.append(i)
             if left:
                 self.repeats += 1
+                if time.monotonic() > until:
+                    raise GaveUp(f"{len(left)} items of a batch are refused")
                 await asyncio.sleep(PAUSE_S)
             open_ = left
         return uids

@@ -323,9 +323,9 @@ def one(leg: Leg, results: Path, keep: Path | None) -> bool:
     results.parent.mkdir(exist_ok=True)
     with results.open("a") as out:
         out.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=1))
+    sys.stdout.write(json.dumps(row, indent=1) + "\n")
     for kind, examples in report.examples.items():
-        print(kind, *examples, sep="\n  ", file=sys.stderr)
+        sys.stderr.write("\n  ".join([kind, *examples]) + "\n")
     return bool(row["clean"])
 
 
