@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tickwheel.server import codec
-from tickwheel.server.model import MS_PER_DAY, JobRow, JobState, Ms, Row
+from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
