@@ -155,7 +155,7 @@ class StoreOptions:
     read_cache_bytes: int = 512 << 10
     list_cache_bytes: int = 512 << 10
     # A flush of more rows closes its connection behind it: its statements and pages take megabytes.
-    large_flush_rows: int = 1024
+    large_flush_rows: int = 256
 
     def __post_init__(self) -> None:
         assert self.write_cache_bytes >= 64 << 10, "the write cache holds at least a few pages"

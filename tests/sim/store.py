@@ -46,6 +46,7 @@ class DictStore:
         self._columns = execution_columns
         self._now = _Content()
         self._durable = _Content()
+        self._announced = Applied()
 
     @property
     def applied(self) -> Applied:
@@ -53,7 +54,7 @@ class DictStore:
 
     @property
     def durable(self) -> Applied:
-        return self._durable.applied
+        return self._announced
 
     def close(self) -> None:
         self.checkpoint()
@@ -66,6 +67,7 @@ class DictStore:
         self._now = copy.deepcopy(survivor)
         self._now.ended = dict(ended)
         self._durable = copy.deepcopy(self._now) if keep_main else self._durable
+        self._announced = Applied()
 
     def flush(self, changes: Changes, applied: Applied) -> None:
         assert applied.index >= self.applied.index
@@ -84,6 +86,7 @@ class DictStore:
 
     def checkpoint(self) -> bool:
         self._durable = copy.deepcopy(self._now)
+        self._announced = self.applied
         return True
 
     def expire(self, before_day: int) -> int:
