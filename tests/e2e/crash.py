@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +32,8 @@ from typing import Any
 import grpc.aio
 from bench import calls
 from bench.checker import History, Job, Operation, Outage, Report, check
-from bench.node import ROOT, Node, Sink
+from bench.node import Node, Sink
+from bench.report import commit
 
 from tickwheel.v1 import job_service_pb2 as js
 from tickwheel.v1.job_pb2 import Job as Message
@@ -274,13 +274,6 @@ def line(leg: Leg, report: Report, story: Story, wall_s: float) -> dict[str, Any
         "down_ms": {"p50": down[len(down) // 2], "max": down[-1]} if down else {},
         "wall_s": round(wall_s, 1),
     }
-
-
-def commit() -> str:
-    """The checkout's commit, with a + when files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=10"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
 
 
 def legs_done(results: Path, variant: str) -> int:
