@@ -332,7 +332,7 @@ def _check_lost(
         if _excused(job, due, excuses):
             report.excused += 1
         else:
-            report.add("lost", f"{job.name} {job.uid} due {due}")
+            report.add("lost", f"{job.name} {job.uid} due {due} {job.operations or ''}")
 
 
 def _excused(job: Job, due: int, excuses: list[Excuse]) -> bool:

@@ -130,7 +130,10 @@ def run(console: Console, node: Node, sink: Sink) -> tuple[Report, list[Arrival]
 
 def table(arrivals: list[Arrival], outage: Outage) -> Table:
     """Each request as the target saw it."""
-    out = Table("job", "scheduled", "arrived", "late by", "times", "epoch", "")
+    out = Table()
+    for column in ("job", "scheduled", "arrived", "late by", "times", "epoch", ""):
+        numeric = column in ("late by", "times", "epoch")
+        out.add_column(column, no_wrap=True, justify="right" if numeric else "left")
     counts: dict[str, int] = {}
     for arrival in arrivals:
         counts[arrival.id] = counts.get(arrival.id, 0) + 1
@@ -141,7 +144,7 @@ def table(arrivals: list[Arrival], outage: Outage) -> Table:
         shown.add(arrival.id)
         due = scheduled_ms(arrival)
         lag_ms = arrival.arrival_us / 1_000 - due
-        note = "fell due while it was dead" if outage.start_ms <= due <= outage.end_ms else ""
+        note = "due while it was dead" if outage.start_ms <= due <= outage.end_ms else ""
         out.add_row(
             name_of(arrival), clock(due), clock(arrival.arrival_us / 1_000), f"{lag_ms:.1f} ms",
             str(counts[arrival.id]), str(arrival.epoch), note,

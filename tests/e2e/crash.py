@@ -196,17 +196,20 @@ class Driver:
         return self.story.acknowledged >= count
 
     def kill_once(self) -> None:
-        """Kill, perhaps once more while it recovers, and bring it back."""
-        start_ms = calls.now_ms()
-        self.node.kill()
-        self.wipe()
+        """Kill, perhaps more often while it recovers, and bring it back. Each kill is an outage of its own."""
+        kills = [self.kill()]
         while self.rng.random() < KILL_IN_RECOVERY:
             self.node.spawn()
             time.sleep(self.rng.random() * 1.5)
-            self.node.kill()
-            self.wipe()
+            kills.append(self.kill())
         self.node.start()
-        self.story.outages.append(Outage(start_ms, calls.now_ms()))
+        self.story.outages += [Outage(kill_ms, calls.now_ms()) for kill_ms in kills]
+
+    def kill(self) -> int:
+        """`kill -9`; the moment after it, when nothing more is sent."""
+        self.node.kill()
+        self.wipe()
+        return calls.now_ms()
 
     def wipe(self) -> None:
         """Lose what SQLite has not fsynced."""

@@ -4,7 +4,6 @@ The processes themselves are `bench.node`; here are the fixtures' bodies and wha
 data directory and ports, so that tests can run beside each other.
 """
 
-import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,8 +35,8 @@ def running_node(
 
 def restart(node: Node) -> Outage:
     """`kill -9`, start, wait until ready."""
-    start_ms = calls.now_ms()
     node.kill()
+    start_ms = calls.now_ms()
     node.start()
     return Outage(start_ms, calls.now_ms())
 
@@ -63,11 +62,6 @@ def assert_clean(report: Report) -> None:
     """No guarantee was broken."""
     assert report.clean, (report.counts, dict(report.examples))
     assert report.expected > 0, "nothing was judged"
-
-
-def is_mounted(path: Path) -> bool:
-    """Whether a file system is mounted there."""
-    return os.path.ismount(path)
 
 
 def command_runs(*command: str) -> bool:

@@ -98,8 +98,8 @@ async def test_it_drains_and_ends_when_asked(node: Node, sink: Sink) -> None:
 
 
 async def test_two_nodes_do_not_share_a_directory(node: Node) -> None:
-    second = Node(node.data_dir)
-    second.log = node.data_dir.with_name("second.log")
-    second.spawn()
-    assert second.wait_exit() != 0
+    with Node(node.data_dir) as second:
+        second.log = node.data_dir.with_name("second.log")
+        second.spawn()
+        assert second.wait_exit() != 0
     assert node.ready()
