@@ -67,7 +67,7 @@ class Load:
     @property
     def batches(self) -> int:
         """How many there are."""
-        return -(-self.asked.count // self.asked.batch)
+        return -(-int(self.asked.count) // int(self.asked.batch))
 
     # --- sending ---
 
@@ -105,8 +105,7 @@ class Load:
     @property
     def jobs_a_call(self) -> int:
         """How many jobs one call makes."""
-        batch: int = self.asked.batch
-        return batch if self.asked.mode == "bulk" else 1
+        return int(self.asked.batch) if self.asked.mode == "bulk" else 1
 
     def record(self, since: float) -> None:
         """Enter a latency."""
@@ -130,14 +129,22 @@ class Load:
         await self.paced(self.asked.count, send)
 
     async def bulk(self) -> None:
-        """A thousand jobs a call."""
+        """A thousand jobs a call. In a closed loop, what the server refuses for now is sent again after a pause."""
+
+        async def once(number: int) -> None:
+            answer = await self.api.jobs.BatchCreateJobs(self.batch(number), timeout=120.0)
+            self.count_results(answer.results)
+
+        async def insist(number: int) -> None:
+            self.accepted += len(await self.api.create_many(self.batch(number).requests))
 
         async def send(number: int) -> None:
             try:
-                answer = await self.api.jobs.BatchCreateJobs(self.batch(number), timeout=120.0)
-                self.count_results(answer.results)
+                await (once(number) if self.asked.rate else insist(number))
             except grpc.aio.AioRpcError as error:
                 self.refuse(error.code().name, len(self.span(number)))
+            except calls.GaveUp:
+                self.refuse("GAVE_UP", len(self.span(number)))
 
         await self.paced(self.batches, send)
 
@@ -202,7 +209,9 @@ class Load:
         return {
             "mode": self.asked.mode,
             "accepted": self.accepted,
-            "refused": self.refused,
+            "refused": sum(self.refused.values()),
+            "why": self.refused,
+            "repeats": self.api.repeats,
             "wall_s": round(wall_s, 3),
             "per_s": round(self.accepted / wall_s),
             "latency_ms": quantiles(self.latency_us),

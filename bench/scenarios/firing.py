@@ -1,5 +1,6 @@
 """How late requests reach their target. The lag is the sink's clock minus the scheduled time, on one machine."""
 
+from bench import calls
 from bench.node import Node, Sink
 from bench.report import Row
 from bench.rig import Rig, lags, load, start_at, wait_count
@@ -37,7 +38,7 @@ def fire(node: Node, sink: Sink, count: int, spread_ms: int, prefix: str = "b-")
         node, sink, "bulk", count=count, due_ms=start_ms, spread_ms=spread_ms, prefix=prefix
     )
     used = node.cpu_s()
-    wait_count(sink, count, (spread_ms + start_ms) / 1_000 - start_ms / 1_000 + DRAIN_S)
+    wait_count(sink, count, (start_ms + spread_ms - calls.now_ms()) / 1_000 + DRAIN_S)
     arrivals = sink.records()
     return {
         "jobs": made["accepted"],

@@ -31,7 +31,7 @@ def memory(rig: Rig) -> list[Row]:
             time.sleep(FLUSH_S)
             disk = sum(p.stat().st_size for p in node.data_dir.rglob("*") if p.is_file())
             rows.append({
-                "pending": total, "creates_per_s": made["per_s"], "refused": sum(made["refused"].values()),
+                "pending": total, "creates_per_s": made["per_s"], "refused": made["refused"],
                 "rss_mib_after_load": peak >> 20, "rss_mib_idle": node.rss_bytes() >> 20,
                 "disk_mib": disk >> 20,
             })  # fmt: skip
