@@ -136,7 +136,8 @@ class Load:
             self.count_results(answer.results)
 
         async def insist(number: int) -> None:
-            self.accepted += len(await self.api.create_many(self.batch(number).requests))
+            uids = await self.api.create_many(self.batch(number).requests)
+            self.accepted += len(uids)
 
         async def send(number: int) -> None:
             try:
