@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tickwheel.server.api.validate import TargetChecks
 from tickwheel.server.command import (
     Cancel,
     Cancellation,
@@ -46,6 +47,18 @@ from tickwheel.server.query import (
     JobQuery,
     Key,
 )
+
+
+def _no_url_faults(_url: str, _field: str) -> list[Violation]:
+    return []
+
+
+def _no_header_faults(_headers: Sequence[tuple[str, str]], _field: str) -> list[Violation]:
+    return []
+
+
+TAKES_ALL = TargetChecks(_no_url_faults, _no_header_faults)
+"""Checks of targets that find nothing wrong."""
 
 NOW_MS = 1_800_000_000_000
 
