@@ -108,7 +108,7 @@ class GrpcDoor:
         self._config = config
         self._metrics = metrics
         self._reflection = reflection
-        self._health = health.HealthServicer()
+        self._health: Any = health.HealthServicer()  # pyright: ignore[reportUnknownMemberType]
         self._server: grpc.aio.Server | None = None
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
         self._creator = Creator(scheduler, converter)

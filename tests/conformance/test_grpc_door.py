@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -102,9 +103,7 @@ async def test_a_job_comes_and_goes(world: World) -> None:
     ]
 
 
-async def call_raw(
-    channel: grpc.aio.Channel, path: str, request: bytes, method: MethodDescriptor
-) -> None:
+async def call_raw(channel: Any, path: str, request: bytes, method: MethodDescriptor) -> None:
     """One call without stubs, read to its end."""
     if method.client_streaming:
         stream = channel.stream_stream(path)()
@@ -187,7 +186,7 @@ async def test_a_deadline_ends_a_call_that_hangs(world: World) -> None:
 
 
 async def test_health_and_the_stop(world: World) -> None:
-    health = health_pb2_grpc.HealthStub(world.channel)  # type: ignore[no-untyped-call]
+    health: Any = health_pb2_grpc.HealthStub(world.channel)  # type: ignore[no-untyped-call]
     for service in ("", "tickwheel.v1.JobService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -271,13 +271,13 @@ async def test_a_list_asks_the_query_of_its_filter(door: Door) -> None:
             Grouping(GroupBy.STATE),
             {2: 1, 1: 5, 3: 0},
             [(1, 5), (2, 1)],
-        ),  # type: ignore[arg-type]
+        ),
         (
             pb.CountJobsRequest(group_by=pb.COUNT_GROUPING_LAST_OUTCOME),
             Grouping(GroupBy.LAST_OUTCOME),
             {0: 1, 5: 2},
             [(0, 1), (5, 2)],
-        ),  # type: ignore[arg-type]
+        ),
         (
             pb.CountJobsRequest(group_by=pb.COUNT_GROUPING_LABEL, label_key="team"),
             Grouping(GroupBy.LABEL, label="team"),
