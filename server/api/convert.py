@@ -92,10 +92,6 @@ class Converter:
             clear(name)
         sent = job.SerializeToString(deterministic=True)
         digest = blake2b(sent, digest_size=_DIGEST_BYTES).digest()
-        job.DiscardUnknownFields()
-        if job.ByteSize() != len(sent):
-            text = "holds a field that this version does not know; leave it out"
-            found.append(Violation("job", text, "FIELD_UNKNOWN"))
         window = job.window if job.HasField("window") else None
         when = check_when(job.schedule, window, now_ms, found, "job.")
         once = job.schedule.WhichOneof("kind") == "once"

@@ -12,7 +12,7 @@ Must never import: rooms below but `command`, `errors`.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -44,6 +44,7 @@ from tickwheel.v1 import (
     worker_service_pb2,
 )
 
+M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any], Awaitable[Message]]
 StreamCall = Callable[[AsyncIterator[Any], Any], Awaitable[None]]
@@ -69,7 +70,7 @@ OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
 )
 
@@ -219,14 +220,10 @@ def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
 
 
 def _parsed(call: Call, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[Any]]:
-    parse = GetMessageClass(method.input_type).FromString
+    kind = GetMessageClass(method.input_type)
 
     async def called(request: bytes, _context: Context) -> Any:
-        try:
-            message = parse(request)
-        except DecodeError:
-            raise _unreadable() from None
-        return await call(message)
+        return await call(read_message(kind, request))
 
     return called
 
@@ -235,14 +232,26 @@ async def _creates(
     messages: AsyncIterator[bytes],
 ) -> AsyncIterator[job_service_pb2.StreamCreateJobsRequest]:
     async for message in messages:
-        try:
-            yield job_service_pb2.StreamCreateJobsRequest.FromString(message)
-        except DecodeError:
-            raise _unreadable() from None
+        yield read_message(job_service_pb2.StreamCreateJobsRequest, message)
 
 
-def _unreadable() -> InvalidArgument:
-    return InvalidArgument("the request is no message of this method", reason="MESSAGE_MALFORMED")
+def read_message(kind: type[M], data: bytes) -> M:
+    """The message of its bytes. Raises InvalidArgument, also for a field that this version would not honour."""
+    try:
+        message = kind.FromString(data)
+    except DecodeError:
+        raise InvalidArgument(
+            "the request is no message of this method", reason="MESSAGE_MALFORMED"
+        ) from None
+    size_bytes = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() != size_bytes:
+        raise InvalidArgument(
+            "the request holds a field that this version of the server does not know, and would "
+            "not honour; leave it out, or upgrade the server",
+            reason="FIELD_UNKNOWN",
+        )
+    return message
 
 
 def _later(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:

@@ -130,11 +130,22 @@ async def test_every_method_answers_with_details(world: World, method: MethodDes
 
 
 @pytest.mark.parametrize("name", ["CreateJob", "StreamCreateJobs"])
-async def test_a_request_that_is_no_message_is_refused(world: World, name: str) -> None:
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (b"\xff\xff\xff", "MESSAGE_MALFORMED"),
+        # Field 2047, which no message has: at the top, and inside the job (field 3 of both requests is a message).
+        (b"\xfa\x7f\x01x", "FIELD_UNKNOWN"),
+        (b"\x1a\x04\xfa\x7f\x01x", "FIELD_UNKNOWN"),
+    ],
+)
+async def test_what_can_not_be_honoured_in_full_is_refused(
+    world: World, name: str, request_: bytes, reason: str
+) -> None:
     (method,) = (m for m in METHODS if m.full_name == f"tickwheel.v1.JobService.{name}")
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call_raw(world.channel, f"/tickwheel.v1.JobService/{name}", b"\xff\xff\xff", method)
-    assert info_of(raised.value).reason == "MESSAGE_MALFORMED"
+        await call_raw(world.channel, f"/tickwheel.v1.JobService/{name}", request_, method)
+    assert info_of(raised.value).reason == reason
 
 
 async def test_what_nobody_foresaw_is_internal_and_says_nothing(world: World) -> None:

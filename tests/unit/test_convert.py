@@ -285,11 +285,6 @@ def test_what_comes_later_is_refused_as_such() -> None:
         converter().prepare(job, NOW)
 
 
-def test_a_field_of_a_newer_api_is_refused() -> None:
-    data = good_job().SerializeToString() + b"\xfa\x7f\x01x"
-    assert violations(job_pb2.Job.FromString(data)) == [("job", "FIELD_UNKNOWN")]
-
-
 def test_jitter_is_less_than_the_pause() -> None:
     job = recurring()
     job.jitter.seconds = 60
