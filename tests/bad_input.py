@@ -144,8 +144,8 @@ def _of_schedules() -> Iterator[Case]:
     yield _create("no schedule", lambda j: j.ClearField("schedule"), "REQUIRED", "job.schedule")
     yield _create("once without a time", lambda j: j.schedule.once.Clear(), "REQUIRED", once)
     yield _create(
-        "a time after 9999",
-        at("schedule.once.scheduled_time.seconds", 253_402_300_800),
+        "a time after 9989",
+        at("schedule.once.scheduled_time.seconds", 253_086_681_600),
         "TIME_INVALID",
         f"{once}.scheduled_time",
     )
@@ -492,6 +492,7 @@ def _of_reads() -> Iterator[Case]:
         request = pb.ListJobsRequest(parent=PARENT, page_token=token)
         yield _refused(f"token {token!r}", "ListJobs", request, "PAGE_TOKEN_INVALID", "page_token")
     yield from _of_counts()
+    yield from _of_previews()
 
 
 def _of_counts() -> Iterator[Case]:
@@ -509,3 +510,18 @@ def _of_counts() -> Iterator[Case]:
     yield _refused("a bucket of 1 ns", "CountJobs", count, "OUT_OF_RANGE", "bucket")
     count = pb.CountJobsRequest(parent=PARENT, group_by=9)  # type: ignore[arg-type]
     yield _refused("a grouping nobody knows", "CountJobs", count, "ENUM_UNKNOWN", "group_by")
+
+
+def _of_previews() -> Iterator[Case]:
+    preview = pb.PreviewScheduleRequest(parent=PARENT)
+    yield _refused("a preview of nothing", "PreviewSchedule", preview, "REQUIRED", "schedule")
+    preview = pb.PreviewScheduleRequest(parent=PARENT, job="namespaces/other/jobs/a")
+    yield _refused("another's job", "PreviewSchedule", preview, "PARENT_MISMATCH", "job")
+    for count in (-1, 1_001):
+        preview = pb.PreviewScheduleRequest(parent=PARENT, count=count)
+        preview.schedule.every.period.seconds = 60
+        yield _refused(f"{count} of them", "PreviewSchedule", preview, "OUT_OF_RANGE", "count")
+    preview = pb.PreviewScheduleRequest(parent=PARENT)
+    preview.schedule.every.SetInParent()
+    field = "schedule.every.period"
+    yield _refused("every nothing", "PreviewSchedule", preview, "REQUIRED", field)

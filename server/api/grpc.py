@@ -214,6 +214,7 @@ def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
         "ListExecutions": lists.list_executions,
         "GetExecution": jobs.get_execution,
         "RetryExecution": jobs.retry_execution,
+        "PreviewSchedule": trials.preview_schedule,
         "ValidateJob": trials.validate_job,
     }
     return {f"tickwheel.v1.JobService.{name}": call for name, call in table.items()}

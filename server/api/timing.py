@@ -15,7 +15,6 @@ from tickwheel.server import schedule as schedules
 from tickwheel.server.api import limits
 from tickwheel.server.api.times import NANOS_PER_MS, set_ms
 from tickwheel.server.api.validate import Violations, choice, instant, length
-from tickwheel.server.command import Plan
 from tickwheel.server.errors import Violation
 from tickwheel.server.model import CronDialect, DstGap, DstOverlap, Every, Once, Schedule, Window
 from tickwheel.server.spec import schedule_of, window_of
@@ -30,7 +29,7 @@ class When(NamedTuple):
 
     schedule: Schedule
     window: Window
-    plan: Plan
+    plan: schedules.Plan
 
 
 def check_when(

@@ -31,7 +31,8 @@ from tickwheel.server.model import (
     Reason,
 )
 from tickwheel.server.query import GroupBy, Grouping, Range
-from tickwheel.v1 import execution_pb2, job_pb2
+from tickwheel.server.schedule import DropReason, Note, jitter
+from tickwheel.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickwheel.v1 import job_service_pb2 as pb
 
 
@@ -518,8 +519,73 @@ async def test_a_name_that_is_taken_and_a_job_that_never_fires(door: Door) -> No
     job.window.end_time.seconds = 5
     response = await door("ValidateJob", pb.ValidateJobRequest(parent=PARENT, job=job))
     assert [(c.field, c.reason) for c in response.criteria if not c.met] == [
-        ("schedule", "NEVER_FIRES")
+        ("window", "NEVER_FIRES")
     ]
+
+
+# --- previews --------------------------------------------------------------------------------
+
+
+def _daily(request: pb.PreviewScheduleRequest, gap: schedule_pb2.DstGap.ValueType) -> None:
+    cron = request.schedule.cron
+    cron.expression, cron.time_zone, cron.dst_gap = "30 2 * * *", "Europe/Berlin", gap
+
+
+async def test_a_preview_shows_what_daylight_saving_does(door: Door) -> None:
+    request = pb.PreviewScheduleRequest(parent=PARENT, count=2)
+    _daily(request, schedule_pb2.DST_GAP_FIRE_AFTER)
+    request.after_time.FromJsonString("2026-03-28T12:00:00Z")
+    request.jitter.seconds = 30
+    response = await door("PreviewSchedule", request)
+    shown = [(o.local_time, o.utc_offset, o.dst_note) for o in response.occurrences]
+    assert shown == [
+        ("2026-03-29T03:00:00", "+02:00", pb.DST_NOTE_MOVED_AFTER_GAP),
+        ("2026-03-30T02:30:00", "+02:00", pb.DST_NOTE_UNSPECIFIED),
+    ]
+    first = response.occurrences[0]
+    assert first.scheduled_time.ToJsonString() == "2026-03-29T01:00:00Z"
+    assert first.latest_due_time.ToJsonString() == "2026-03-29T01:00:30Z"
+    assert response.tzdata_version
+
+
+async def test_a_preview_names_what_is_dropped(door: Door) -> None:
+    request = pb.PreviewScheduleRequest(parent=PARENT, count=2)
+    _daily(request, schedule_pb2.DST_GAP_SKIP)
+    request.window.excluded_dates.append("2026-03-30")
+    request.after_time.FromJsonString("2026-03-28T12:00:00Z")
+    response = await door("PreviewSchedule", request)
+    assert [o.local_time for o in response.occurrences] == [
+        "2026-03-31T02:30:00",
+        "2026-04-01T02:30:00",
+    ]
+    assert [(d.local_time, d.reason) for d in response.dropped] == [
+        ("2026-03-29T02:30:00", pb.DROP_REASON_DST_GAP),
+        ("2026-03-30T02:30:00", pb.DROP_REASON_EXCLUDED),
+    ]
+
+
+async def test_a_preview_of_a_job_is_exact(door: Door) -> None:
+    request = good_create()
+    request.job.schedule.every.period.seconds = 3_600
+    request.job.jitter.seconds = 60
+    await door("CreateJob", request)
+    response = await door("PreviewSchedule", pb.PreviewScheduleRequest(parent=PARENT, job=JOB))
+    uid = door.scheduler.jobs["acme", "nightly"].job.uid
+    assert len(response.occurrences) == 10
+    for hour, occurrence in enumerate(response.occurrences, 1):
+        ms = NOW_MS + hour * 3_600_000
+        assert occurrence.scheduled_time.ToMilliseconds() == ms
+        assert occurrence.latest_due_time.ToMilliseconds() == ms + jitter(uid, ms, 60_000)
+        assert occurrence.utc_offset == "+00:00"
+
+
+async def test_a_preview_may_run_out(door: Door) -> None:
+    request = pb.PreviewScheduleRequest(parent=PARENT, count=1_000)
+    request.schedule.once.scheduled_time.seconds = 4_000_000_000
+    response = await door("PreviewSchedule", request)
+    assert len(response.occurrences) == 1
+    with pytest.raises(NotFound):
+        await door("PreviewSchedule", pb.PreviewScheduleRequest(parent=PARENT, job=JOB))
 
 
 # --- bulk load -------------------------------------------------------------------------------
@@ -601,6 +667,8 @@ def test_numbers_of_enums_are_those_of_the_api() -> None:
         (ExecutionState, "EXECUTION_STATE", execution_pb2.ExecutionState),
         (ExecutionKind, "EXECUTION_KIND", execution_pb2.ExecutionKind),
         (GroupBy, "COUNT_GROUPING", pb.CountGrouping),
+        (Note, "DST_NOTE", pb.DstNote),
+        (DropReason, "DROP_REASON", pb.DropReason),
     ):
         known = {f"{prefix}_{member.name}": int(member) for member in kind if int(member)}
         assert known == {name: number for name, number in enum.items() if number}
