@@ -46,7 +46,18 @@ def good_create() -> pb.CreateJobRequest:
 
 def cases() -> list[Case]:
     """The whole table."""
-    return [*_of_requests(), *_of_schedules(), *_of_targets(), *_of_policies(), *_of_reads()]
+    parts = (
+        _of_requests(),
+        _of_schedules(),
+        _of_cron_and_every(),
+        _of_windows(),
+        _of_targets(),
+        _of_headers_and_answers(),
+        _of_policies(),
+        _of_texts(),
+        _of_reads(),
+    )
+    return [case for part in parts for case in part]
 
 
 def _create(what: str, change: Change, reason: str, field: str) -> Case:
@@ -140,7 +151,7 @@ def _of_requests() -> Iterator[Case]:
 
 
 def _of_schedules() -> Iterator[Case]:
-    once, every, cron = "job.schedule.once", "job.schedule.every", "job.schedule.cron"
+    once = "job.schedule.once"
     yield _create("no schedule", lambda j: j.ClearField("schedule"), "REQUIRED", "job.schedule")
     yield _create("once without a time", lambda j: j.schedule.once.Clear(), "REQUIRED", once)
     yield _create(
@@ -191,6 +202,24 @@ def _of_schedules() -> Iterator[Case]:
         "ENUM_UNKNOWN",
         f"{once}.past_policy",
     )
+
+
+def _of_cron_and_every() -> Iterator[Case]:
+    every, cron = "job.schedule.every", "job.schedule.cron"
+    for expression, reason in (
+        ("* * * *", "INVALID_CRON"),
+        ("0 0 0 * * *", "SECONDS_FIELD_NEEDS_DIALECT"),
+        ("61 * * * *", "INVALID_CRON"),
+        ("0 0 30 2 *", "NEVER_FIRES"),
+    ):
+        change = at("schedule.cron.expression", expression)
+        yield _create(f"cron {expression}", change, reason, f"{cron}.expression")
+    yield _create(
+        "a zone nobody knows",
+        at("schedule.cron.expression", "@daily", "schedule.cron.time_zone", "Europe/Atlantis"),
+        "UNKNOWN_TIME_ZONE",
+        f"{cron}.time_zone",
+    )
     yield _create(
         "cron without a field",
         lambda j: j.schedule.cron.SetInParent(),
@@ -227,6 +256,24 @@ def _of_schedules() -> Iterator[Case]:
         "OUT_OF_RANGE",
         f"{every}.period",
     )
+
+
+def _of_windows() -> Iterator[Case]:
+    for civil in ("2090-02-30T00:00:00", "2090-01-01T00:00:00Z", "tomorrow"):
+        yield _create(
+            f"civil time {civil}",
+            at("schedule.once.civil_time", civil, "schedule.once.time_zone", "Europe/Berlin"),
+            "INVALID_CIVIL_TIME",
+            "job.schedule.once.civil_time",
+        )
+    yield _create(
+        "an excluded date that is none",
+        lambda j: j.window.excluded_dates.append("2090-02-30"),
+        "INVALID_DATE",
+        "job.window.excluded_dates",
+    )
+    never = at("window.end_time.seconds", 5)
+    yield _create("a window that leaves nothing", never, "NEVER_FIRES", "job.window")
     yield _create(
         "an end before the start", _backward_window, "OUT_OF_RANGE", "job.window.end_time"
     )
@@ -290,6 +337,10 @@ def _of_targets() -> Iterator[Case]:
         "BODY_TOO_LARGE",
         f"{target}.body",
     )
+
+
+def _of_headers_and_answers() -> Iterator[Case]:
+    target = "job.http_target"
     for name, value, reason, part in (
         ("Host", "a", "HEADER_RESERVED", "name"),
         ("Tickwheel-Job", "a", "HEADER_RESERVED", "name"),
@@ -420,6 +471,9 @@ def _of_policies() -> Iterator[Case]:
             "OUT_OF_RANGE",
             field,
         )
+
+
+def _of_texts() -> Iterator[Case]:
     for what, key, text, reason in (
         ("a key in capitals", "Team", "a", "LABEL_KEY"),
         ("an empty key", "", "a", "LABEL_KEY"),

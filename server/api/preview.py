@@ -33,7 +33,7 @@ class _Asked(NamedTuple):
 
     when: When
     after_ms: Ms
-    count: int
+    wanted: int
     jitter_ms: int
     uid: bytes
 
@@ -46,12 +46,12 @@ async def preview(
     plan = asked.when.plan
     response = pb.PreviewScheduleResponse(tzdata_version=schedules.tz_version())
     last_ms = asked.after_ms
-    while len(response.occurrences) < asked.count:
-        wanted = min(_SLICE, asked.count - len(response.occurrences))
-        found = plan.occurrences(last_ms, wanted)
+    while len(response.occurrences) < asked.wanted:
+        part = min(_SLICE, asked.wanted - len(response.occurrences))
+        found = plan.occurrences(last_ms, part)
         for occurrence in found:
             _add(response, occurrence, asked)
-        if len(found) < wanted:
+        if len(found) < part:
             last_ms += _DROPPED_AHEAD_MS
             break
         last_ms = found[-1].scheduled_ms
@@ -59,7 +59,7 @@ async def preview(
     for dropped in plan.dropped(asked.after_ms, last_ms, _DROPPED_MAX):
         response.dropped.add(
             local_time=dropped.civil,
-            reason=int(dropped.reason),  # type: ignore[arg-type]  # equal numbers, held by a test
+            reason=int(dropped.reason),  # equal numbers, held by a test
         )
     return response
 
@@ -100,7 +100,7 @@ def _add(
     shown = response.occurrences.add(
         utc_offset=_offset_text(offset_s),
         local_time=schedules.civil_text(ms + offset_s * 1_000),
-        dst_note=int(note),  # type: ignore[arg-type]  # equal numbers, held by a test
+        dst_note=int(note),  # equal numbers, held by a test
     )
     set_ms(shown.scheduled_time, ms)
     late_ms = schedules.jitter(asked.uid, ms, asked.jitter_ms) if asked.uid else asked.jitter_ms
