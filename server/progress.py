@@ -7,7 +7,7 @@
 Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chance comes from the draft's `Random`.
 """
 
-from tickwheel.server import codec, retry, schedule
+from tickwheel.server import retry, schedule
 from tickwheel.server.command import (
     Due,
     Ended,
@@ -28,7 +28,14 @@ from tickwheel.server.model import (
     Spec,
     Status,
 )
+from tickwheel.server.spec import decode_spec
 from tickwheel.server.steps import armed, end_live, record_missed, settle
+
+ATTEMPTS_KEPT_MAX = 100
+"""Attempts that an execution's record keeps, the newest."""
+
+BODIES_KEPT_MAX = 3
+"""Of these, how many keep what the target answered."""
 
 
 def due(draft: Draft, command: Due) -> None:
@@ -38,7 +45,7 @@ def due(draft: Draft, command: Due) -> None:
     job, status = found
     if status.state != JobState.SCHEDULED or status.due_ms != command.due_ms:
         return
-    spec = codec.decode_spec(job.spec)
+    spec = decode_spec(job.spec)
     if command.missed is not None:
         status = record_missed(draft, command.job_row, job, status, command.missed)
     started = command.fired_ms or command.buffered_ms
@@ -77,7 +84,7 @@ def expire(draft: Draft, command: Expire) -> None:
     if status.state == JobState.SCHEDULED or status.due_ms != command.due_ms:
         return
     if status.live:
-        spec = codec.decode_spec(job.spec)
+        spec = decode_spec(job.spec)
         draft.put_status(command.job_row, status._replace(due_ms=draft.now_ms + spec.retention_ms))
         return
     draft.drop(command.job_row, job)
@@ -91,7 +98,7 @@ def ended(draft: Draft, command: Ended) -> None:
     if execution is None or found is None:
         return
     job, status = found
-    spec = codec.decode_spec(job.spec)
+    spec = decode_spec(job.spec)
     execution = _with_attempt(execution, command)
     state, reason, due_ms = _judge(draft, spec, status, execution, outcome)
     if state == ExecutionState.RETRYING:
@@ -112,10 +119,14 @@ def _with_attempt(execution: Execution, command: Ended) -> Execution:
         fire.attempt, fire.epoch, fire.generation, outcome.start_ms, outcome.end_ms,
         outcome.status, outcome.error, outcome.body,
     )  # fmt: skip
+    earlier = execution.attempts[-ATTEMPTS_KEPT_MAX + 1 :]
+    if len(earlier) >= BODIES_KEPT_MAX:
+        old = len(earlier) - BODIES_KEPT_MAX + 1
+        earlier = (*(a._replace(body=b"") for a in earlier[:old]), *earlier[old:])
     return execution._replace(
         attempt=fire.attempt,
         first_attempt_ms=execution.first_attempt_ms or outcome.start_ms,
-        attempts=(*execution.attempts, attempt),
+        attempts=(*earlier, attempt),
     )
 
 

@@ -16,7 +16,7 @@ Must never import: the doors, `node`. It alone knows both the machine (`shard`) 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.command import (
@@ -43,10 +43,24 @@ from tickwheel.server.shard import Entry, Shard
 from tickwheel.server.store import ShardStore, StorePort
 from tickwheel.server.wal import Wal
 
+T = TypeVar("T")
+
 log = get_logger(__name__)
 
 GROUP_COMMANDS_MAX = 2_000
 """Commands of one group: about 20 ms of deciding, so that firing is never held up longer."""
+
+GROUP_BYTES_MAX = 8 << 20
+"""Journal bytes of one group, so that its entries fit into the WAL's queue and into a segment."""
+
+WAL_WAITING_BYTES_MAX = 16 << 20
+"""No further group is formed while this much waits for the disk."""
+
+UPDATE_BYTES = 300_000
+"""The most that an update logs: a spec with its largest body."""
+
+ENDED_BYTES = 1_000
+"""What any other command logs, about; an execution with all its answers stays below 20 times as much."""
 
 FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
@@ -138,6 +152,30 @@ class Work:
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
 
 
+@dataclass(slots=True)
+class Room:
+    """What a group may still take: commands, and bytes of journal."""
+
+    commands: int
+    bytes: int
+
+    @property
+    def full(self) -> bool:
+        """True when nothing more goes in."""
+        return self.commands <= 0 or self.bytes <= 0
+
+    def take(self, commands: Sequence[Command]) -> int:
+        """How many of these go in, from the front; a group takes at least one of what it is offered first."""
+        count = 0
+        for command in commands:
+            if self.full:
+                break
+            self.commands -= 1
+            self.bytes -= _weight(command)
+            count += 1
+        return count
+
+
 class Runner:
     """Drives the shards of one node on one event loop."""
 
@@ -226,26 +264,27 @@ class Runner:
     def _pump(self) -> None:
         """Form a group of all shards that are free and have something to do."""
         self._pumping = False
+        if self._wal.waiting_bytes > WAL_WAITING_BYTES_MAX:
+            return  # the end of a group under way pumps again
         group: list[Work] = []
-        count = 0
+        room = Room(GROUP_COMMANDS_MAX, GROUP_BYTES_MAX)
         for number in list(self._ready):
             slot = self._ready[number]
             if slot.busy:
                 continue
-            work = self._take(slot, GROUP_COMMANDS_MAX - count)
-            count += len(work.commands)
-            group.append(work)
-            if not slot.waiting:
-                del self._ready[number]
-            if count >= GROUP_COMMANDS_MAX:
+            if room.full:
                 self._kick()
                 break
+            group.append(self._take(slot, room))
+            if not (slot.waiting or slot.leading):
+                del self._ready[number]
         if group:
             self.spawn(self._run_group(group))
 
-    def _take(self, slot: Slot, limit: int) -> Work:
-        leading, slot.leading = slot.leading, []
-        taken, slot.waiting = slot.waiting[:limit], slot.waiting[limit:]
+    def _take(self, slot: Slot, room: Room) -> Work:
+        leading, slot.leading = _split(slot.leading, room.take(slot.leading))
+        count = room.take([command for command, _, _ in slot.waiting[: room.commands]])
+        taken, slot.waiting = _split(slot.waiting, count)
         self.waiting_count -= len(taken)
         slot.busy = True
         slot.settled.clear()
@@ -350,6 +389,11 @@ class Runner:
             and (self._wake_ms is None or slot.next_ms < self._wake_ms)
         ):
             self._arm()
+
+    def overdue_ms(self) -> int:
+        """How late the earliest entry of any wheel is; 0 when nothing is overdue."""
+        heads = [slot.next_ms for slot in self.slots.values() if slot.next_ms is not None]
+        return max(self.clock.now_ms() - min(heads), 0) if heads else 0
 
     def start_firing(self) -> None:
         """From here on what is due is sent."""
@@ -476,6 +520,17 @@ class Runner:
             await asyncio.sleep(0)
             if self._tasks:
                 await asyncio.wait(list(self._tasks))
+
+
+def _weight(command: Command) -> int:
+    """About how many bytes of journal a command makes."""
+    if isinstance(command, Create):
+        return len(command.prepared.spec) + 300
+    return UPDATE_BYTES if isinstance(command, Update) else ENDED_BYTES
+
+
+def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
+    return items[:count], items[count:]
 
 
 def read_wants(store: ShardStore, wants: Wants) -> Found:

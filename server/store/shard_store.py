@@ -32,7 +32,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
-from tickwheel.server.model import JobRow, JobState, Ms, Row
+from tickwheel.server.model import JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -155,7 +155,7 @@ class StoreOptions:
     read_cache_bytes: int = 512 << 10
     list_cache_bytes: int = 512 << 10
     # A flush of more rows closes its connection behind it: its statements and pages take megabytes.
-    large_flush_rows: int = 1024
+    large_flush_rows: int = 256
 
     def __post_init__(self) -> None:
         assert self.write_cache_bytes >= 64 << 10, "the write cache holds at least a few pages"
@@ -228,11 +228,7 @@ class ShardStore:
             raise
         self.applied = applied
         self._top_row = max(self._top_row, max(changes.jobs, default=0))
-        if (
-            len(changes.jobs) + len(changes.statuses) + len(changes.live)
-            >= self._options.large_flush_rows
-        ):
-            self._close_writer()
+        self._give_back(len(changes.jobs) + len(changes.statuses) + len(changes.live))
 
     def checkpoint(self) -> bool:
         """Move all that was flushed into the database files, fsynced; True when all of it was, and `durable` moves.
@@ -311,6 +307,13 @@ class ShardStore:
         if self._write is None:
             self._write = sqlite.connect(self._path, cache_bytes=self._options.write_cache_bytes)
         return self._write
+
+    def _give_back(self, rows: int) -> None:
+        """Free what a flush of so many rows took: one shard at a time may hold a write cache, not all of them."""
+        if rows >= self._options.large_flush_rows:
+            self._close_writer()
+        else:
+            self._writer().execute("PRAGMA shrink_memory")
 
     def _close_writer(self) -> None:
         if self._write is not None:
@@ -417,11 +420,11 @@ class ShardStore:
 
 
 def _status_values(row: Row, status: bytes) -> tuple[Row, int, int, int, Ms, Ms | None, Ms, bytes]:
-    """What a status sets; `due_ms` is NULL, and so not in the index of due times, unless the job is scheduled."""
+    """What a status sets; `due_ms` is NULL, and so not in the index of due times, when there is none."""
     state, outcome, generation, next_ms, due_ms, _create_ms, update_ms = codec.status_columns(
         status
     )
-    due = due_ms if state == JobState.SCHEDULED and due_ms > 0 else None
+    due = due_ms or None
     return row, state, outcome, generation, next_ms, due, update_ms, status
 
 

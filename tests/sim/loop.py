@@ -5,7 +5,6 @@ No file descriptor, no thread, no real second: a run is a function of its seed. 
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 
@@ -46,16 +45,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Nobody calls from another thread."""
 
-    def run_until(self, done: Callable[[], bool], *, limit_s: float) -> bool:
-        """Turn until `done()` or until `limit_s` of virtual time have passed; True if done."""
-        end_s = self.now_s + limit_s
-        asyncio.events._set_running_loop(None)
-        self._thread_id = None
-        return asyncio.BaseEventLoop.run_until_complete(self, self._poll(done, end_s))
-
-    async def _poll(self, done: Callable[[], bool], end_s: float) -> bool:
-        while not done():
-            if self.now_s >= end_s:
-                return False
-            await asyncio.sleep(0.001)
-        return True
+    def abandon(self) -> None:
+        """A crash: what runs here never runs again, and says nothing about it."""
+        for task in asyncio.all_tasks(self):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._ready.clear()
+        self._scheduled.clear()
+        self.close()

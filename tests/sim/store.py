@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tickwheel.server import codec
-from tickwheel.server.model import MS_PER_DAY, JobRow, JobState, Ms, Row
+from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -46,6 +46,7 @@ class DictStore:
         self._columns = execution_columns
         self._now = _Content()
         self._durable = _Content()
+        self._announced = Applied()
 
     @property
     def applied(self) -> Applied:
@@ -53,7 +54,7 @@ class DictStore:
 
     @property
     def durable(self) -> Applied:
-        return self._durable.applied
+        return self._announced
 
     def close(self) -> None:
         self.checkpoint()
@@ -66,6 +67,7 @@ class DictStore:
         self._now = copy.deepcopy(survivor)
         self._now.ended = dict(ended)
         self._durable = copy.deepcopy(self._now) if keep_main else self._durable
+        self._announced = Applied()
 
     def flush(self, changes: Changes, applied: Applied) -> None:
         assert applied.index >= self.applied.index
@@ -84,6 +86,7 @@ class DictStore:
 
     def checkpoint(self) -> bool:
         self._durable = copy.deepcopy(self._now)
+        self._announced = self.applied
         return True
 
     def expire(self, before_day: int) -> int:
@@ -127,7 +130,7 @@ class DictStore:
     def _all_due(self) -> Iterator[Due]:
         for row, job in self._now.jobs.items():
             status = codec.decode_status(job.status)
-            if status.state == JobState.SCHEDULED and status.due_ms > 0:
+            if status.due_ms > 0:
                 yield Due(status.due_ms, row, status.generation)
         for row, data in self._now.live.items():
             _job, _state, _create, _scheduled, due_ms, attempt, _namespace, _name = self._columns(

@@ -1,4 +1,4 @@
-"""One simulated node and everything around it: disk, stores, target, users, clock. A seed decides all of it.
+"""One simulated node and everything around it: disk, stores, target, clock. A seed decides all of it.
 
     users ──► Node (real) ──► Runner, Shard, Keeper (real) ──► InlineWal on SimDisk · DictStore · Dispatcher (real)
                                                                                                   │
@@ -9,40 +9,37 @@ the disk loses what was not synced, the stores what was not checkpointed, dispat
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from hashlib import blake2b
 from random import Random
 
 from prometheus_client import CollectorRegistry
 from tests.sim.disk import SimDisk
-from tests.sim.loop import Deadlock, VirtualLoop
+from tests.sim.ledger import Arrival, Ledger
+from tests.sim.loop import VirtualLoop
 from tests.sim.store import DictStore
 
 from tickwheel.server import node, schedule
-from tickwheel.server.command import (
-    Cancel,
-    Cancellation,
-    ChangeReply,
-    Create,
-    Delete,
-    JobView,
-    NamedCommand,
-    Pause,
-    Prepared,
-    Resume,
-    Run,
-    Update,
-)
+from tickwheel.server.command import Prepared
 from tickwheel.server.config import Config
-from tickwheel.server.dispatch.dispatcher import Dispatcher
-from tickwheel.server.dispatch.transport import ErrorKind, Gate, Request, Response, TransportError, Withdrawn
-from tickwheel.server.errors import TickwheelError
+from tickwheel.server.dispatch.dispatcher import Dispatcher, Limits
+from tickwheel.server.dispatch.transport import (
+    ErrorKind,
+    Gate,
+    Request,
+    Response,
+    TransportError,
+    Withdrawn,
+)
+from tickwheel.server.journal import Journal
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Every, Ms, Once, Window
 from tickwheel.server.record import Record
+from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.store import InlineStore
-from tickwheel.server.wal import InlineWal, Journal, WalIdentity, WalOptions
+from tickwheel.server.wal import InlineWal
 from tickwheel.v1 import job_pb2
 
 START_MS = 1_800_000_000_000
@@ -67,45 +64,6 @@ class SimClock:
         return self.loop.now_s
 
 
-@dataclass
-class Promise:
-    """What is known of one creation, from its users' point of view. `firm`: nobody disturbed its schedule."""
-
-    namespace: str
-    name: str
-    uid: bytes
-    once_ms: Ms
-    period_ms: int
-    created_ms: Ms
-    firm: bool = True
-    cancelled_before: bool = False
-    gone: bool = False
-
-
-@dataclass
-class Arrival:
-    """One request as the target saw it."""
-
-    at_ms: Ms
-    id: str
-    job: str
-    scheduled_ms: Ms
-    attempt: int
-    epoch: int
-    life: int
-
-
-@dataclass
-class Ledger:
-    """What users were told and what the target saw."""
-
-    promises: dict[bytes, Promise] = field(default_factory=dict[bytes, Promise])
-    arrivals: list[Arrival] = field(default_factory=list[Arrival])
-    refused: int = 0
-    unknown: int = 0
-    answered: int = 0
-
-
 class SimTarget:
     """A transport to a target that is slow, fails, and counts."""
 
@@ -117,8 +75,7 @@ class SimTarget:
         await asyncio.sleep(rng.choice((0.0, 0.001, 0.02, 0.3)))
         if not await gate():
             raise Withdrawn
-        headers = {name.lower(): value for name, value in request.headers}
-        self._world.record_arrival(headers)
+        self._world.record_arrival({name.lower(): value for name, value in request.headers})
         await asyncio.sleep(rng.choice((0.0, 0.002, 0.05, 1.5)))
         chance = rng.random()
         if chance < 0.80:
@@ -135,13 +92,23 @@ class SimTarget:
 
 def spec_bytes(once_ms: Ms, period_ms: int, salt: int) -> bytes:
     """The stored form of a small job."""
-    job = job_pb2.Job(http_target=job_pb2.HttpTarget(url="http://target.test/hook", method="POST", body=b"%d" % salt))
+    target = job_pb2.Job().http_target
+    target.url, target.method, target.body = "http://target.test/hook", "POST", b"%d" % salt
+    job = job_pb2.Job(http_target=target)
     if once_ms:
         job.schedule.once.scheduled_time.FromMilliseconds(once_ms)
     else:
         job.schedule.every.period.FromMilliseconds(period_ms)
-        job.overlap_policy = job_pb2.OVERLAP_POLICY_SKIP
-    job.retry_policy.max_attempts = 4
+    job.overlap_policy = (
+        job_pb2.OVERLAP_POLICY_ALLOW_ALL if once_ms else job_pb2.OVERLAP_POLICY_SKIP
+    )
+    job.misfire.policy = job_pb2.MISFIRE_POLICY_LATEST
+    job.delivery = job_pb2.DELIVERY_AT_LEAST_ONCE
+    job.retention.duration.FromSeconds(86_400)
+    retry = job.retry_policy
+    retry.max_attempts, retry.max_doublings = 4, 4
+    retry.min_backoff.FromMilliseconds(200)
+    retry.max_backoff.FromMilliseconds(2_000)
     return job.SerializeToString(deterministic=True)
 
 
@@ -151,9 +118,6 @@ def prepared(once_ms: Ms, period_ms: int, salt: int) -> Prepared:
     plan = schedule.compile(Once(time_ms=once_ms) if once_ms else Every(period_ms), Window())
     digest = blake2b(spec, digest_size=16).digest()
     return Prepared(spec, digest, plan, once=bool(once_ms), jitter_ms=0, labels="", past_ok=False)
-
-
-Mutate = Callable[["World", node.Started | None], None]
 
 
 class World:
@@ -168,8 +132,7 @@ class World:
         self.now_s = 0.0
         self.life = 0
         self.fatal: list[BaseException] = []
-        self.wrap_wal: Callable[[InlineWal], InlineWal] = lambda wal: wal
-        self.wrap_started: Callable[[node.Started], None] = lambda _started: None
+        self.mutate: Callable[[World, node.Started], None] = lambda _world, _started: None
         self.config = Config(
             data_dir="/simulated",
             shards=SHARDS,
@@ -182,7 +145,7 @@ class World:
 
     # --- a life ---
 
-    def begin(self) -> tuple[VirtualLoop, "SimClock"]:
+    def begin(self) -> tuple[VirtualLoop, SimClock]:
         """A fresh loop that goes on where the last one ended."""
         self.life += 1
         self.loop = VirtualLoop(self.now_s)
@@ -191,7 +154,7 @@ class World:
 
     async def boot(self) -> node.Started:
         """Start a node on what the disk and the stores hold."""
-        dispatch = Dispatcher(SimTarget(self), self.clock, self.dispatch_limits())
+        dispatch = Dispatcher(SimTarget(self), self.clock, Limits(16, 8, 64), version="sim")
         devices = node.Devices(
             clock=self.clock,
             store=InlineStore(self.loop),
@@ -200,15 +163,20 @@ class World:
             open_wal=self._open_wal,
         )
         started = await node.start(
-            self.config, devices, Metrics(CollectorRegistry()), seed=self.seed * 1000 + self.life, on_fatal=self.fatal.append
+            self.config,
+            devices,
+            Metrics(CollectorRegistry()),
+            seed=self.seed * 1000 + self.life,
+            on_fatal=self.fatal.append,
         )
-        self.wrap_started(started)
+        self.mutate(self, started)
         return started
 
     def _open_wal(self) -> tuple[Iterable[Record], InlineWal]:
         options = WalOptions(segment_bytes=64 * 1024, batch_bytes_max=16 * 1024, low_water_bytes=0)
-        journal, recovery = Journal.open(self.disk, options, WalIdentity(b"c" * 16, b"s" * 16))
-        return recovery.records(), self.wrap_wal(InlineWal(journal, self.loop))
+        identity = WalIdentity(b"c" * 16, b"s" * 16)
+        journal, recovery = Journal.open(self.disk, options, identity, seconds=self.clock.monotonic)
+        return recovery.records(), InlineWal(journal, self.loop, self.fatal.append)
 
     def crash(self) -> None:
         """Power off: keep what was synced, and by chance some of the rest."""
@@ -222,11 +190,10 @@ class World:
 
     def record_arrival(self, headers: dict[str, str]) -> None:
         """The target saw a request."""
-        identity = headers["tickwheel-execution"] if "tickwheel-execution" in headers else headers["webhook-id"]
         self.ledger.arrivals.append(
             Arrival(
                 self.clock.now_ms(),
-                identity,
+                headers["webhook-id"],
                 headers["tickwheel-job"],
                 _ms(headers["tickwheel-scheduled-time"]),
                 int(headers["tickwheel-attempt"]),
@@ -234,3 +201,7 @@ class World:
                 self.life,
             )
         )
+
+
+def _ms(text: str) -> Ms:
+    return round(datetime.fromisoformat(text).timestamp() * 1000)

@@ -207,7 +207,7 @@ class ListNamespacesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many. Default 100; more than 1,000 is 1,000."""
+    """At most so many. Default 50; more than 1,000 is 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(
@@ -455,7 +455,7 @@ class ListApiKeysRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many. Default 100; more than 1,000 is 1,000."""
+    """At most so many. Default 50; more than 1,000 is 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(
@@ -678,7 +678,7 @@ class ListSecretsRequest(_message.Message):
     parent: _builtins.str
     """`namespaces/{namespace}`."""
     page_size: _builtins.int
-    """At most so many. Default 100; more than 1,000 is 1,000."""
+    """At most so many. Default 50; more than 1,000 is 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(

@@ -7,8 +7,9 @@ Where a job lives. Its shard is
 
     crc32(namespace + "/" + job) mod shard_count
 
-with the two last parts of its name as UTF-8, CRC-32 as in zlib, gzip and PNG (polynomial 0xEDB88320 reflected, start
-and final xor 0xFFFFFFFF), read as an unsigned number. Test vector: of `namespaces/default/jobs/nightly-report`,
+where `namespace` and `job` are the variable parts of `namespaces/{namespace}/jobs/{job}`, as UTF-8, and the CRC-32 is
+that of zlib, gzip and PNG (reflected polynomial 0xEDB88320, start and final xor 0xFFFFFFFF), an unsigned number. Test
+vector, for `namespaces/default/jobs/nightly-report`:
 crc32("default/nightly-report") = 0x06FF685E = 117401694, so with 64 shards it is on shard 30.
 
 Any node answers any call, so this is for those who want one hop less: take the map, call the shard's leader, and

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ClusterServiceStub(object):
-    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all namespaces.
+    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all
+    namespaces.
     """
 
     def __init__(self, channel):
@@ -58,7 +59,8 @@ class ClusterServiceStub(object):
 
 
 class ClusterServiceServicer(object):
-    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all namespaces.
+    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all
+    namespaces.
     """
 
     def GetCluster(self, request, context):
@@ -84,8 +86,8 @@ class ClusterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MoveShard(self, request, context):
-        """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has changed),
-        FAILED_PRECONDITION (the node cannot take it).
+        """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has
+        changed), FAILED_PRECONDITION (the node cannot take it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +125,8 @@ def add_ClusterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClusterService(object):
-    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all namespaces.
+    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all
+    namespaces.
     """
 
     @staticmethod

@@ -7,8 +7,9 @@ Where a job lives. Its shard is
 
     crc32(namespace + "/" + job) mod shard_count
 
-with the two last parts of its name as UTF-8, CRC-32 as in zlib, gzip and PNG (polynomial 0xEDB88320 reflected, start
-and final xor 0xFFFFFFFF), read as an unsigned number. Test vector: of `namespaces/default/jobs/nightly-report`,
+where `namespace` and `job` are the variable parts of `namespaces/{namespace}/jobs/{job}`, as UTF-8, and the CRC-32 is
+that of zlib, gzip and PNG (reflected polynomial 0xEDB88320, start and final xor 0xFFFFFFFF), an unsigned number. Test
+vector, for `namespaces/default/jobs/nightly-report`:
 crc32("default/nightly-report") = 0x06FF685E = 117401694, so with 64 shards it is on shard 30.
 
 Any node answers any call, so this is for those who want one hop less: take the map, call the shard's leader, and
@@ -39,7 +40,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterServiceStub:
-    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all namespaces."""
+    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all
+    namespaces.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -54,13 +57,15 @@ class ClusterServiceStub:
     Draining a draining node changes nothing. NOT_FOUND, FAILED_PRECONDITION (nowhere to go).
     """
     MoveShard: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.MoveShardRequest, _cluster_service_pb2.Shard]
-    """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has changed),
-    FAILED_PRECONDITION (the node cannot take it).
+    """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has
+    changed), FAILED_PRECONDITION (the node cannot take it).
     """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
-    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all namespaces."""
+    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all
+    namespaces.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCluster: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.GetClusterRequest, _cluster_service_pb2.Cluster]  # type: ignore[assignment]
@@ -72,12 +77,14 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     Draining a draining node changes nothing. NOT_FOUND, FAILED_PRECONDITION (nowhere to go).
     """
     MoveShard: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.MoveShardRequest, _cluster_service_pb2.Shard]  # type: ignore[assignment]
-    """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has changed),
-    FAILED_PRECONDITION (the node cannot take it).
+    """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has
+    changed), FAILED_PRECONDITION (the node cannot take it).
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all namespaces."""
+    """The cluster. A node that runs alone is a cluster of one. DrainNode and MoveShard need the role ADMIN in all
+    namespaces.
+    """
 
     @_abc_1.abstractmethod
     def GetCluster(
@@ -111,8 +118,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_service_pb2.MoveShardRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_service_pb2.Shard, _abc.Awaitable[_cluster_service_pb2.Shard]]:
-        """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has changed),
-        FAILED_PRECONDITION (the node cannot take it).
+        """Hands a shard's leadership over to a node, and answers when that is done. NOT_FOUND, ABORTED (the epoch has
+        changed), FAILED_PRECONDITION (the node cannot take it).
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

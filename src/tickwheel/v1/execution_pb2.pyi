@@ -277,7 +277,7 @@ class Attempt(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RESPONSE_BODY_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """1, 2, 3 … over the execution's whole life, retries by hand included."""
+    """1, 2, 3 and so on over the execution's whole life, retries by hand included."""
     epoch: _builtins.int
     """The epoch of the leader that made it."""
     generation: _builtins.int
@@ -285,7 +285,10 @@ class Attempt(_message.Message):
     http_status: _builtins.int
     """The HTTP status, 0 when no response came or the target is a worker."""
     error: _builtins.str
-    """A short, stable class of failure (`TIMEOUT`, `CONNECT`, `DNS`, `TLS`, `REFUSED_ADDRESS`, …). Empty: a response came."""
+    """One stable word for why it failed: `dns`, `connect`, `tls`, `timeout`, `reset`, `protocol`, `blocked` (the guard
+    refused the address), `too_many_redirects`, `status` (a response came, and was no success), `worker_failed`,
+    `worker_lost`. Empty if it succeeded. More words may come.
+    """
     response_body: _builtins.bytes
     """The first 4 KiB of the response's body, or of the worker's result or message."""
     @_builtins.property

@@ -231,15 +231,15 @@ class Job(_message.Message):
     uid: _builtins.str
     """32 hexadecimal digits, new with each creation: a job deleted and made again under its old name has another uid."""
     etag: _builtins.str
-    """Changes when a user changes the specification or the state, not when the job fires. Where a request carries one that
-    does not match: ABORTED, ETAG_MISMATCH. Empty: not compared.
+    """Changes when a user changes the specification or the state, not when the job fires. Where a request carries one
+    that does not match: ABORTED, ETAG_MISMATCH. Empty: not compared.
     """
     generation: _builtins.int
     """1 at first, one more with each change of the specification."""
     state: Global___JobState.ValueType
     """Where the job stands."""
     max_executions: _builtins.int
-    """After so many occurrences were started the job is COMPLETED. Default 0: no limit."""
+    """After so many occurrences were started the job is COMPLETED. Up to 2^32 - 1. Default 0: no limit."""
     overlap_policy: Global___OverlapPolicy.ValueType
     """When an occurrence falls due while an earlier execution of the job has not ended (its retries included). Default:
     ALLOW_ALL for `once`, SKIP otherwise.
@@ -278,8 +278,8 @@ class Job(_message.Message):
 
     @_builtins.property
     def jitter(self) -> _duration_pb2.Duration:
-        """Each occurrence fires at its scheduled time plus a part of this, fixed by job and occurrence. Up to 24 h, and less
-        than the shortest pause between occurrences. Default: 0.
+        """Each occurrence fires at its scheduled time plus a part of this, fixed by job and occurrence. Up to 24 h; keep
+        it shorter than the pause between occurrences. Default: 0.
         """
 
     @_builtins.property
@@ -298,7 +298,9 @@ class Job(_message.Message):
 
     @_builtins.property
     def on_success(self) -> _target_pb2.HttpTarget:
-        """Called when an execution succeeded, as durably as the job itself. With an empty body, the execution is sent as JSON."""
+        """Called when an execution succeeded, as durably as the job itself. With an empty body, the execution is sent as
+        JSON.
+        """
 
     @_builtins.property
     def on_failure(self) -> _target_pb2.HttpTarget:
@@ -316,7 +318,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def retention(self) -> Global___Retention:
-        """How long ended executions, and the job itself once it is COMPLETED or CANCELLED, are kept."""
+        """How long ended executions are kept; its `duration` also holds for the job itself once it is COMPLETED or CANCELLED."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -424,7 +426,7 @@ class Retention(_message.Message):
     """The latest so many of the job, 1 to 100,000. Default: 1,000."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """From an execution's end. Up to 365 days. Default: 7 days."""
+        """From an execution's end, 1 s to 365 days. Default: 7 days."""
 
     def __init__(
         self,

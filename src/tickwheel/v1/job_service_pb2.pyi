@@ -71,7 +71,7 @@ class _Cancellation:
 class _CancellationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cancellation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CANCELLATION_UNSPECIFIED: _Cancellation.ValueType  # 0
-    """Nothing was due; sent only with `validate_only`."""
+    """Never sent."""
     CANCELLATION_CANCELLED_BEFORE_DISPATCH: _Cancellation.ValueType  # 1
     """Nothing was on its way, and nothing will be sent."""
     CANCELLATION_ALREADY_DISPATCHED: _Cancellation.ValueType  # 2
@@ -83,7 +83,7 @@ class Cancellation(_Cancellation, metaclass=_CancellationEnumTypeWrapper):
     """What became of the occurrence that a cancel or an update raced with."""
 
 CANCELLATION_UNSPECIFIED: Cancellation.ValueType  # 0
-"""Nothing was due; sent only with `validate_only`."""
+"""Never sent."""
 CANCELLATION_CANCELLED_BEFORE_DISPATCH: Cancellation.ValueType  # 1
 """Nothing was on its way, and nothing will be sent."""
 CANCELLATION_ALREADY_DISPATCHED: Cancellation.ValueType  # 2
@@ -105,9 +105,9 @@ class _CountGroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CountGr
     COUNT_GROUPING_LAST_OUTCOME: _CountGrouping.ValueType  # 2
     """By last outcome."""
     COUNT_GROUPING_LABEL: _CountGrouping.ValueType  # 3
-    """By the value of a label; jobs without it are in no group."""
+    """By the value of a label."""
     COUNT_GROUPING_NEXT_TIME: _CountGrouping.ValueType  # 4
-    """By the bucket of their next time; jobs without one are in no group."""
+    """By the bucket of their next time."""
 
 class CountGrouping(_CountGrouping, metaclass=_CountGroupingEnumTypeWrapper):
     """How jobs are counted."""
@@ -119,9 +119,9 @@ COUNT_GROUPING_STATE: CountGrouping.ValueType  # 1
 COUNT_GROUPING_LAST_OUTCOME: CountGrouping.ValueType  # 2
 """By last outcome."""
 COUNT_GROUPING_LABEL: CountGrouping.ValueType  # 3
-"""By the value of a label; jobs without it are in no group."""
+"""By the value of a label."""
 COUNT_GROUPING_NEXT_TIME: CountGrouping.ValueType  # 4
-"""By the bucket of their next time; jobs without one are in no group."""
+"""By the bucket of their next time."""
 Global___CountGrouping: _TypeAlias = CountGrouping  # noqa: Y015
 
 class _DstNote:
@@ -190,12 +190,12 @@ class CreateJobRequest(_message.Message):
     parent: _builtins.str
     """`namespaces/{namespace}`. Inside a batch or stream: empty, or the same as there."""
     job_id: _builtins.str
-    """The job's own part of the name. Default: `r-` + base32(sha256(namespace, request_id)), so that a repeated request
-    meets the same job.
+    """The job's own part of the name. Default: `r-` and the first 20 bytes of sha256(namespace + "/" + request_id) in
+    base32 (RFC 4648) of lower case, so that a repeated request meets the same job.
     """
     request_id: _builtins.str
-    """Makes the request safe to repeat: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, a UUID for example. Clients always send
-    one. With neither this nor `job_id` each call makes another job.
+    """Makes the request safe to repeat: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, a UUID for example. Clients always
+    send one. With neither this nor `job_id` each call makes another job.
     """
     validate_only: _builtins.bool
     """Check and answer, but make nothing."""
@@ -505,13 +505,14 @@ class ListJobsRequest(_message.Message):
     parent: _builtins.str
     """`namespaces/{namespace}`, or `namespaces/-` for all that the caller may read."""
     page_size: _builtins.int
-    """At most so many; fewer may come before the end. Default 100; more than 1,000 is 1,000."""
+    """At most so many; fewer may come before the end. Default 50; more than 1,000 is 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; all other fields but `page_size` must be as then."""
     filter: _builtins.str
     """AIP-160, conditions joined by AND: `state = SCHEDULED`, `last_outcome = FAILED`, `labels.team = "a"`,
-    `job_id = "nightly-*"` (a prefix), and `next_time`, `create_time`, `update_time` with `<` `<=` `>` `>=` and an RFC 3339
-    time. Enums without their prefix. A condition that is not served: INVALID_ARGUMENT.
+    `job_id = "nightly-*"` (a prefix), and `next_time`, `create_time` with `=` `<` `<=` `>` `>=` and an RFC 3339 time.
+    Enums without their prefix, also `!=`, and OR between values of one: `(state = COMPLETED OR state = CANCELLED)`. At
+    most 2,048 characters and 64 conditions. What is not served is INVALID_ARGUMENT, with the place.
     """
     view: _job_pb2.JobView.ValueType
     """Default: BASIC."""
@@ -623,7 +624,7 @@ class CountJobsResponse(_message.Message):
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     READ_TIME_FIELD_NUMBER: _builtins.int
     total_count: _builtins.int
-    """Jobs in all, also those without the label or a next time."""
+    """Jobs in all."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobCount]:
         """At most 1,000 groups, none empty, in the order of their keys; more is INVALID_ARGUMENT (TOO_MANY_GROUPS)."""
@@ -663,12 +664,12 @@ class JobCount(_message.Message):
     last_outcome: _execution_pb2.ExecutionState.ValueType
     """With LAST_OUTCOME."""
     label_value: _builtins.str
-    """With LABEL."""
+    """With LABEL; empty for the jobs without it."""
     count: _builtins.int
     """How many."""
     @_builtins.property
     def bucket_time(self) -> _timestamp_pb2.Timestamp:
-        """With NEXT_TIME: the bucket's start, a multiple of its width since the Unix epoch."""
+        """With NEXT_TIME: the bucket's start, a multiple of its width since the Unix epoch; none for the jobs without one."""
 
     def __init__(
         self,
@@ -999,13 +1000,11 @@ class ListExecutionsRequest(_message.Message):
     parent: _builtins.str
     """`namespaces/{namespace}/jobs/{job}`; `jobs/-` for all jobs of the namespace."""
     page_size: _builtins.int
-    """At most so many; fewer may come before the end. Default 100; more than 1,000 is 1,000."""
+    """At most so many; fewer may come before the end. Default 50; more than 1,000 is 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; all other fields but `page_size` must be as then."""
     filter: _builtins.str
-    """AIP-160, conditions joined by AND: `state = FAILED`, `kind = MANUAL`, `reason = EXPIRED`, `job_uid = "…"`, and
-    `scheduled_time`, `create_time`, `end_time` with `<` `<=` `>` `>=` and an RFC 3339 time.
-    """
+    """As in ListJobs, over `state` and `scheduled_time`."""
     consistent: _builtins.bool
     """Wait until every change answered before this call is visible."""
     def __init__(
@@ -1561,7 +1560,7 @@ class WatchExecutionsRequest(_message.Message):
     parent: _builtins.str
     """`namespaces/{namespace}/jobs/{job}`; `jobs/-` for all jobs of the namespace."""
     filter: _builtins.str
-    """As in ListExecutions, without times."""
+    """As in ListExecutions."""
     resume_token: _builtins.str
     """`resume_token` of the last message seen: go on after it. Default: from now on."""
     def __init__(

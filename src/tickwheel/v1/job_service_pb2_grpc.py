@@ -171,9 +171,9 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamCreateJobs(self, request_iterator, context):
-        """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more unanswered
-        ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are durable. After a
-        broken stream, send what was not answered again.
+        """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more
+        unanswered ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are
+        durable. After a broken stream, send what was not answered again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,7 +187,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists jobs, in an order that is stable while one pages but not promised beyond.
+        """Lists jobs, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,32 +201,34 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Changes a job's specification; the schedule goes on from now. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-        (CANCELLED). Repeating it is harmless. It answers more than the job, unlike AIP-134 has it, because a caller must
-        know whether the occurrence under way still used what the job was before.
+        """Changes a job's specification. A changed schedule goes on from now, withdraws what waits under the old one, and
+        brings a COMPLETED job back. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (CANCELLED). It answers more than the
+        job, unlike AIP-134 has it, because a caller must know whether something was sent as the job was before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED (etag).
+        """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED
+        (etag).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-        (the job has ended).
+        """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag),
+        FAILED_PRECONDITION (the job has ended).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Fires again from now on; what fell due meanwhile is one record, SKIPPED. Also brings back a DISABLED job. Resuming a
-        scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED or CANCELLED).
+        """Fires again from now on; what fell due meanwhile is one record, SKIPPED; a one-off fires late. Also brings back a
+        DISABLED job. Resuming a scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED
+        or CANCELLED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,15 +236,15 @@ class JobServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Ends a job for good, and says what became of the occurrence under way. Cancelling a cancelled job changes nothing.
-        NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED).
+        NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED, and nothing under way).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunJob(self, request, context):
-        """Starts one execution now, beside the schedule and whatever the state but CANCELLED (FAILED_PRECONDITION). The last
-        64 request_ids of a job are remembered: repeating one gets the same execution. NOT_FOUND.
+        """Starts one execution now, beside the schedule. The last 64 request_ids of a job are remembered: repeating one gets
+        the same execution. NOT_FOUND, FAILED_PRECONDITION (CANCELLED or DISABLED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,7 +258,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListExecutions(self, request, context):
-        """Lists executions: of one job the latest scheduled first, otherwise in a stable order that is not promised.
+        """Lists executions, those made last first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,8 +272,9 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryExecution(self, request, context):
-        """Gives an ended execution (FAILED, MISSED with the reason EXPIRED, UNKNOWN) a new budget of attempts, under its old id.
-        NOT_FOUND, FAILED_PRECONDITION (it has not ended, or succeeded, or its job is gone).
+        """Gives a FAILED or UNKNOWN execution a new budget of attempts, under its old id. One that is under way is answered
+        as it is. NOT_FOUND (also when its job is gone), FAILED_PRECONDITION (it ended otherwise, or its job is CANCELLED
+        or DISABLED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,22 +302,24 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ValidateJob(self, request, context):
-        """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an error.
+        """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an
+        error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TestTarget(self, request, context):
-        """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not recorded.
+        """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not
+        recorded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchExecutions(self, request, context):
-        """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list, then
-        watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+        """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
+        then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,48 +57,52 @@ class JobServiceStub:
     BatchCreateJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchCreateJobsRequest, _job_service_pb2.BatchCreateJobsResponse]
     """Makes up to 1,000 jobs, not atomically: each has a result of its own. Repeat it as CreateJob."""
     StreamCreateJobs: _grpc.StreamStreamMultiCallable[_job_service_pb2.StreamCreateJobsRequest, _job_service_pb2.StreamCreateJobsResponse]
-    """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more unanswered
-    ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are durable. After a
-    broken stream, send what was not answered again.
+    """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more
+    unanswered ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are
+    durable. After a broken stream, send what was not answered again.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_pb2.Job]
     """Reads a job. NOT_FOUND."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Lists jobs, in an order that is stable while one pages but not promised beyond."""
+    """Lists jobs, oldest first."""
     CountJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CountJobsRequest, _job_service_pb2.CountJobsResponse]
     """Counts jobs, in groups if asked to."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
-    """Changes a job's specification; the schedule goes on from now. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-    (CANCELLED). Repeating it is harmless. It answers more than the job, unlike AIP-134 has it, because a caller must
-    know whether the occurrence under way still used what the job was before.
+    """Changes a job's specification. A changed schedule goes on from now, withdraws what waits under the old one, and
+    brings a COMPLETED job back. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (CANCELLED). It answers more than the
+    job, unlike AIP-134 has it, because a caller must know whether something was sent as the job was before.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]
-    """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED (etag)."""
+    """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED
+    (etag).
+    """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]
-    """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-    (the job has ended).
+    """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag),
+    FAILED_PRECONDITION (the job has ended).
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]
-    """Fires again from now on; what fell due meanwhile is one record, SKIPPED. Also brings back a DISABLED job. Resuming a
-    scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED or CANCELLED).
+    """Fires again from now on; what fell due meanwhile is one record, SKIPPED; a one-off fires late. Also brings back a
+    DISABLED job. Resuming a scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED
+    or CANCELLED).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Ends a job for good, and says what became of the occurrence under way. Cancelling a cancelled job changes nothing.
-    NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED).
+    NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED, and nothing under way).
     """
     RunJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RunJobRequest, _execution_pb2.Execution]
-    """Starts one execution now, beside the schedule and whatever the state but CANCELLED (FAILED_PRECONDITION). The last
-    64 request_ids of a job are remembered: repeating one gets the same execution. NOT_FOUND.
+    """Starts one execution now, beside the schedule. The last 64 request_ids of a job are remembered: repeating one gets
+    the same execution. NOT_FOUND, FAILED_PRECONDITION (CANCELLED or DISABLED).
     """
     BackfillJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BackfillJobRequest, _operation_pb2.Operation]
     """Carries out the occurrences of a past range, paced behind on-time work. NOT_FOUND, FAILED_PRECONDITION (CANCELLED)."""
     ListExecutions: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListExecutionsRequest, _job_service_pb2.ListExecutionsResponse]
-    """Lists executions: of one job the latest scheduled first, otherwise in a stable order that is not promised."""
+    """Lists executions, those made last first."""
     GetExecution: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetExecutionRequest, _execution_pb2.Execution]
     """Reads an execution with all its attempts. NOT_FOUND."""
     RetryExecution: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryExecutionRequest, _execution_pb2.Execution]
-    """Gives an ended execution (FAILED, MISSED with the reason EXPIRED, UNKNOWN) a new budget of attempts, under its old id.
-    NOT_FOUND, FAILED_PRECONDITION (it has not ended, or succeeded, or its job is gone).
+    """Gives a FAILED or UNKNOWN execution a new budget of attempts, under its old id. One that is under way is answered
+    as it is. NOT_FOUND (also when its job is gone), FAILED_PRECONDITION (it ended otherwise, or its job is CANCELLED
+    or DISABLED).
     """
     RetryExecutions: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryExecutionsRequest, _operation_pb2.Operation]
     """RetryExecution for all that a filter finds, paced behind on-time work."""
@@ -107,12 +111,16 @@ class JobServiceStub:
     PreviewSchedule: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PreviewScheduleRequest, _job_service_pb2.PreviewScheduleResponse]
     """The next occurrences of a schedule, with what daylight saving does to each. Changes nothing."""
     ValidateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ValidateJobRequest, _job_service_pb2.ValidateJobResponse]
-    """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an error."""
+    """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an
+    error.
+    """
     TestTarget: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.TestTargetRequest, _job_service_pb2.TestTargetResponse]
-    """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not recorded."""
+    """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not
+    recorded.
+    """
     WatchExecutions: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchExecutionsRequest, _job_service_pb2.WatchExecutionsResponse]
-    """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list, then
-    watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+    """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
+    then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
     """
 
 @_typing.type_check_only
@@ -127,48 +135,52 @@ class JobServiceAsyncStub(JobServiceStub):
     BatchCreateJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchCreateJobsRequest, _job_service_pb2.BatchCreateJobsResponse]  # type: ignore[assignment]
     """Makes up to 1,000 jobs, not atomically: each has a result of its own. Repeat it as CreateJob."""
     StreamCreateJobs: _aio.StreamStreamMultiCallable[_job_service_pb2.StreamCreateJobsRequest, _job_service_pb2.StreamCreateJobsResponse]  # type: ignore[assignment]
-    """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more unanswered
-    ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are durable. After a
-    broken stream, send what was not answered again.
+    """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more
+    unanswered ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are
+    durable. After a broken stream, send what was not answered again.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Reads a job. NOT_FOUND."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists jobs, in an order that is stable while one pages but not promised beyond."""
+    """Lists jobs, oldest first."""
     CountJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CountJobsRequest, _job_service_pb2.CountJobsResponse]  # type: ignore[assignment]
     """Counts jobs, in groups if asked to."""
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]  # type: ignore[assignment]
-    """Changes a job's specification; the schedule goes on from now. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-    (CANCELLED). Repeating it is harmless. It answers more than the job, unlike AIP-134 has it, because a caller must
-    know whether the occurrence under way still used what the job was before.
+    """Changes a job's specification. A changed schedule goes on from now, withdraws what waits under the old one, and
+    brings a COMPLETED job back. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (CANCELLED). It answers more than the
+    job, unlike AIP-134 has it, because a caller must know whether something was sent as the job was before.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED (etag)."""
+    """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED
+    (etag).
+    """
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-    (the job has ended).
+    """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag),
+    FAILED_PRECONDITION (the job has ended).
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Fires again from now on; what fell due meanwhile is one record, SKIPPED. Also brings back a DISABLED job. Resuming a
-    scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED or CANCELLED).
+    """Fires again from now on; what fell due meanwhile is one record, SKIPPED; a one-off fires late. Also brings back a
+    DISABLED job. Resuming a scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED
+    or CANCELLED).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job for good, and says what became of the occurrence under way. Cancelling a cancelled job changes nothing.
-    NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED).
+    NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED, and nothing under way).
     """
     RunJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RunJobRequest, _execution_pb2.Execution]  # type: ignore[assignment]
-    """Starts one execution now, beside the schedule and whatever the state but CANCELLED (FAILED_PRECONDITION). The last
-    64 request_ids of a job are remembered: repeating one gets the same execution. NOT_FOUND.
+    """Starts one execution now, beside the schedule. The last 64 request_ids of a job are remembered: repeating one gets
+    the same execution. NOT_FOUND, FAILED_PRECONDITION (CANCELLED or DISABLED).
     """
     BackfillJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BackfillJobRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """Carries out the occurrences of a past range, paced behind on-time work. NOT_FOUND, FAILED_PRECONDITION (CANCELLED)."""
     ListExecutions: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListExecutionsRequest, _job_service_pb2.ListExecutionsResponse]  # type: ignore[assignment]
-    """Lists executions: of one job the latest scheduled first, otherwise in a stable order that is not promised."""
+    """Lists executions, those made last first."""
     GetExecution: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetExecutionRequest, _execution_pb2.Execution]  # type: ignore[assignment]
     """Reads an execution with all its attempts. NOT_FOUND."""
     RetryExecution: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryExecutionRequest, _execution_pb2.Execution]  # type: ignore[assignment]
-    """Gives an ended execution (FAILED, MISSED with the reason EXPIRED, UNKNOWN) a new budget of attempts, under its old id.
-    NOT_FOUND, FAILED_PRECONDITION (it has not ended, or succeeded, or its job is gone).
+    """Gives a FAILED or UNKNOWN execution a new budget of attempts, under its old id. One that is under way is answered
+    as it is. NOT_FOUND (also when its job is gone), FAILED_PRECONDITION (it ended otherwise, or its job is CANCELLED
+    or DISABLED).
     """
     RetryExecutions: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryExecutionsRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """RetryExecution for all that a filter finds, paced behind on-time work."""
@@ -177,12 +189,16 @@ class JobServiceAsyncStub(JobServiceStub):
     PreviewSchedule: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PreviewScheduleRequest, _job_service_pb2.PreviewScheduleResponse]  # type: ignore[assignment]
     """The next occurrences of a schedule, with what daylight saving does to each. Changes nothing."""
     ValidateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ValidateJobRequest, _job_service_pb2.ValidateJobResponse]  # type: ignore[assignment]
-    """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an error."""
+    """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an
+    error.
+    """
     TestTarget: _aio.UnaryUnaryMultiCallable[_job_service_pb2.TestTargetRequest, _job_service_pb2.TestTargetResponse]  # type: ignore[assignment]
-    """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not recorded."""
+    """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not
+    recorded.
+    """
     WatchExecutions: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchExecutionsRequest, _job_service_pb2.WatchExecutionsResponse]  # type: ignore[assignment]
-    """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list, then
-    watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+    """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
+    then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -212,9 +228,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_job_service_pb2.StreamCreateJobsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.StreamCreateJobsResponse], _abc.AsyncIterator[_job_service_pb2.StreamCreateJobsResponse]]:
-        """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more unanswered
-        ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are durable. After a
-        broken stream, send what was not answered again.
+        """Bulk load. The server opens with a `window`; the client sends messages of up to 1,000 requests, never more
+        unanswered ones than it was given; the server answers each by its `sequence`, in any order, once its jobs are
+        durable. After a broken stream, send what was not answered again.
         """
 
     @_abc_1.abstractmethod
@@ -231,7 +247,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Lists jobs, in an order that is stable while one pages but not promised beyond."""
+        """Lists jobs, oldest first."""
 
     @_abc_1.abstractmethod
     def CountJobs(
@@ -247,9 +263,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.UpdateJobResponse, _abc.Awaitable[_job_service_pb2.UpdateJobResponse]]:
-        """Changes a job's specification; the schedule goes on from now. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-        (CANCELLED). Repeating it is harmless. It answers more than the job, unlike AIP-134 has it, because a caller must
-        know whether the occurrence under way still used what the job was before.
+        """Changes a job's specification. A changed schedule goes on from now, withdraws what waits under the old one, and
+        brings a COMPLETED job back. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (CANCELLED). It answers more than the
+        job, unlike AIP-134 has it, because a caller must know whether something was sent as the job was before.
         """
 
     @_abc_1.abstractmethod
@@ -258,7 +274,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED (etag)."""
+        """Removes a job and its waiting executions; ended ones remain until their retention is over. NOT_FOUND, ABORTED
+        (etag).
+        """
 
     @_abc_1.abstractmethod
     def PauseJob(
@@ -266,8 +284,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION
-        (the job has ended).
+        """Stops firing; retries wait too. Pausing a paused job changes nothing. NOT_FOUND, ABORTED (etag),
+        FAILED_PRECONDITION (the job has ended).
         """
 
     @_abc_1.abstractmethod
@@ -276,8 +294,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Fires again from now on; what fell due meanwhile is one record, SKIPPED. Also brings back a DISABLED job. Resuming a
-        scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED or CANCELLED).
+        """Fires again from now on; what fell due meanwhile is one record, SKIPPED; a one-off fires late. Also brings back a
+        DISABLED job. Resuming a scheduled job changes nothing. NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED
+        or CANCELLED).
         """
 
     @_abc_1.abstractmethod
@@ -287,7 +306,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CancelJobResponse, _abc.Awaitable[_job_service_pb2.CancelJobResponse]]:
         """Ends a job for good, and says what became of the occurrence under way. Cancelling a cancelled job changes nothing.
-        NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED).
+        NOT_FOUND, ABORTED (etag), FAILED_PRECONDITION (COMPLETED, and nothing under way).
         """
 
     @_abc_1.abstractmethod
@@ -296,8 +315,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RunJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_execution_pb2.Execution, _abc.Awaitable[_execution_pb2.Execution]]:
-        """Starts one execution now, beside the schedule and whatever the state but CANCELLED (FAILED_PRECONDITION). The last
-        64 request_ids of a job are remembered: repeating one gets the same execution. NOT_FOUND.
+        """Starts one execution now, beside the schedule. The last 64 request_ids of a job are remembered: repeating one gets
+        the same execution. NOT_FOUND, FAILED_PRECONDITION (CANCELLED or DISABLED).
         """
 
     @_abc_1.abstractmethod
@@ -314,7 +333,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListExecutionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListExecutionsResponse, _abc.Awaitable[_job_service_pb2.ListExecutionsResponse]]:
-        """Lists executions: of one job the latest scheduled first, otherwise in a stable order that is not promised."""
+        """Lists executions, those made last first."""
 
     @_abc_1.abstractmethod
     def GetExecution(
@@ -330,8 +349,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RetryExecutionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_execution_pb2.Execution, _abc.Awaitable[_execution_pb2.Execution]]:
-        """Gives an ended execution (FAILED, MISSED with the reason EXPIRED, UNKNOWN) a new budget of attempts, under its old id.
-        NOT_FOUND, FAILED_PRECONDITION (it has not ended, or succeeded, or its job is gone).
+        """Gives a FAILED or UNKNOWN execution a new budget of attempts, under its old id. One that is under way is answered
+        as it is. NOT_FOUND (also when its job is gone), FAILED_PRECONDITION (it ended otherwise, or its job is CANCELLED
+        or DISABLED).
         """
 
     @_abc_1.abstractmethod
@@ -364,7 +384,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ValidateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ValidateJobResponse, _abc.Awaitable[_job_service_pb2.ValidateJobResponse]]:
-        """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an error."""
+        """Every criterion a job must meet, met or not, and why. Changes nothing; a job with faults is an answer, not an
+        error.
+        """
 
     @_abc_1.abstractmethod
     def TestTarget(
@@ -372,7 +394,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.TestTargetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.TestTargetResponse, _abc.Awaitable[_job_service_pb2.TestTargetResponse]]:
-        """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not recorded."""
+        """Sends one request now, signed and guarded as a job's would be, and compares the response. Not retried, not
+        recorded.
+        """
 
     @_abc_1.abstractmethod
     def WatchExecutions(
@@ -380,8 +404,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchExecutionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchExecutionsResponse], _abc.AsyncIterator[_job_service_pb2.WatchExecutionsResponse]]:
-        """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list, then
-        watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+        """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
+        then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

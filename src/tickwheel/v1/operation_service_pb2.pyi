@@ -55,7 +55,7 @@ class ListOperationsRequest(_message.Message):
     parent: _builtins.str
     """`namespaces/{namespace}`."""
     page_size: _builtins.int
-    """At most so many. Default 100; more than 1,000 is 1,000."""
+    """At most so many. Default 50; more than 1,000 is 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; all other fields but `page_size` must be as then."""
     filter: _builtins.str

@@ -229,10 +229,10 @@ class Cron(_message.Message):
     DST_OVERLAP_FIELD_NUMBER: _builtins.int
     expression: _builtins.str
     """Five fields, minute hour day-of-month month day-of-week, or six with second first (see `dialect`), or one of
-    `@yearly` `@annually` `@monthly` `@weekly` `@daily` `@midnight` `@hourly`. A field is `*`, a value, a range `a-b`, a
-    step `*/n`, `a-b/n`, a list of these, a name (`JAN`, `MON`), `L` (last day of the month; in day-of-week `5L` is the last
-    Friday), `d#n` (the n-th such weekday). Sunday is 0 or 7. Where both days are restricted, either matches, as in Vixie
-    cron. At most 256 characters. One that never matches: INVALID_ARGUMENT.
+    `@yearly` `@annually` `@monthly` `@weekly` `@daily` `@midnight` `@hourly`. A field is `*`, a value, a range `a-b`,
+    a step `*/n`, `a-b/n`, a list of these, a name (`JAN`, `MON`), `L` (last day of the month; in day-of-week `5L` is
+    the last Friday), `d#n` (the n-th such weekday). Sunday is 0 or 7. Where both days are restricted, either matches,
+    as in Vixie cron. At most 256 characters. One that never matches: INVALID_ARGUMENT.
     """
     time_zone: _builtins.str
     """IANA zone. Default: UTC."""

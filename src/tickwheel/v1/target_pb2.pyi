@@ -23,14 +23,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class HttpTarget(_message.Message):
     """One HTTP request.
 
-    Response: 2xx succeeds (`succeed_on` replaces this). `Retry-After`, seconds or date, is a floor for the next attempt,
-    capped by `max_backoff` or one hour, whichever is more. 410 disables the job. `Tickwheel-Retry: no`, on any status, ends
-    the retries. Everything else that is no success is retried (`retry_on` replaces this). 64 KiB of a response are read,
-    4 KiB kept.
+    Response, the first rule that fits: 2xx succeeds (`succeed_on` replaces this), 410 disables the job,
+    `Tickwheel-Retry: no` ends the retries, a status outside `retry_on` does too, all else is retried, not before
+    `Retry-After` (seconds or date, at most 1 h). 64 KiB of a response are read, 4 KiB kept.
 
-    The server adds `webhook-id` and `Idempotency-Key` (the execution's id: the same over retries, fail-overs and redrives),
-    `webhook-timestamp`, `webhook-signature`, `Tickwheel-Job`, `Tickwheel-Scheduled-Time`, `Tickwheel-Attempt`,
-    `Tickwheel-Epoch` (refuse a request whose number is lower than one you saw for this job) and `traceparent`.
+    The server adds `webhook-id` and `Idempotency-Key` (the execution's id: the same over retries, fail-overs and
+    redrives), `webhook-timestamp`, `webhook-signature`, `Tickwheel-Job`, `Tickwheel-Scheduled-Time`,
+    `Tickwheel-Attempt`, `Tickwheel-Epoch` (refuse a request whose number is lower than one you saw for this job) and
+    `traceparent`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -45,8 +45,8 @@ class HttpTarget(_message.Message):
     RETRY_ON_FIELD_NUMBER: _builtins.int
     SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """Absolute, `http` or `https`, at most 4,096 characters, no user info, no fragment. Addresses that the server's guard
-    refuses (private ranges, unless allowed) fail when the request is made.
+    """Absolute, `http` or `https`, at most 2,083 characters, no user info. An address that the server's guard refuses (a
+    private one, unless allowed) fails when the request is made, and is not retried.
     """
     method: _builtins.str
     """One of GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS. Default: POST."""
@@ -55,13 +55,14 @@ class HttpTarget(_message.Message):
     max_redirects: _builtins.int
     """How many redirects to follow, each address checked again, 0 to 3. Default 0: a 3xx is an ordinary response."""
     signing_secret: _builtins.str
-    """The secret that signs, `namespaces/{namespace}/secrets/{secret}` of the job's own namespace. Default: the namespace's
-    `signing_secret`; without either, requests are not signed.
+    """The secret that signs, `namespaces/{namespace}/secrets/{secret}` of the job's own namespace. Default: the
+    namespace's `signing_secret`; without either, requests are not signed.
     """
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
-        """Sent in this order, duplicates kept. At most 64 and 32 KiB together. Refused: those that the server adds, any other
-        `Tickwheel-*`, Host, Content-Length, Transfer-Encoding, Connection, TE, Upgrade, Proxy-*.
+        """Sent in this order, duplicates kept. At most 64 and 16 KiB together. Refused: those that the server adds,
+        `Tickwheel-*`, `Webhook-*`, `Proxy-*`, Host, Content-Length, Transfer-Encoding, Connection, Keep-Alive, TE,
+        Trailer, Upgrade, Expect.
         """
 
     @_builtins.property

@@ -47,10 +47,11 @@ class WorkerServiceServicer(object):
     """
 
     def Work(self, request_iterator, context):
-        """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it asked
-        for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A task whose
-        worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it, ends its
-        attempt with the error WORKER_LOST: it is retried with the same execution, unless delivery is AT_MOST_ONCE.
+        """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it
+        asked for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A
+        task whose worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it,
+        ends its attempt with the error `worker_lost`: it is retried with the same execution, unless delivery is
+        AT_MOST_ONCE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,10 +34,11 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     Work: _grpc.StreamStreamMultiCallable[_worker_service_pb2.WorkRequest, _worker_service_pb2.WorkResponse]
-    """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it asked
-    for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A task whose
-    worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it, ends its
-    attempt with the error WORKER_LOST: it is retried with the same execution, unless delivery is AT_MOST_ONCE.
+    """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it
+    asked for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A
+    task whose worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it,
+    ends its attempt with the error `worker_lost`: it is retried with the same execution, unless delivery is
+    AT_MOST_ONCE.
     """
 
 @_typing.type_check_only
@@ -46,10 +47,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Work: _aio.StreamStreamMultiCallable[_worker_service_pb2.WorkRequest, _worker_service_pb2.WorkResponse]  # type: ignore[assignment]
-    """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it asked
-    for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A task whose
-    worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it, ends its
-    attempt with the error WORKER_LOST: it is retried with the same execution, unless delivery is AT_MOST_ONCE.
+    """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it
+    asked for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A
+    task whose worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it,
+    ends its attempt with the error `worker_lost`: it is retried with the same execution, unless delivery is
+    AT_MOST_ONCE.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,10 +63,11 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_worker_service_pb2.WorkRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.WorkResponse], _abc.AsyncIterator[_worker_service_pb2.WorkResponse]]:
-        """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it asked
-        for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A task whose
-        worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it, ends its
-        attempt with the error WORKER_LOST: it is retried with the same execution, unless delivery is AT_MOST_ONCE.
+        """One stream a worker. The worker subscribes and gets `subscribed`; then tasks, never more unsettled ones than it
+        asked for. It settles each by one of ack, nack, fail, defer, and tells by heartbeat of those it still works on. A
+        task whose worker is silent for `heartbeat_timeout`, or whose stream breaks without being taken up again within it,
+        ends its attempt with the error `worker_lost`: it is retried with the same execution, unless delivery is
+        AT_MOST_ONCE.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

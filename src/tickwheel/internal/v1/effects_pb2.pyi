@@ -3,9 +3,9 @@
 isort:skip_file
 What the journal and the store hold: the payload of an ENTRY, and the stored form of an execution.
 
-Between nodes and on disk only, no part of the API. The rows and times are those of server/model.py, whose NamedTuples
-these messages mirror field by field. Bytes of these messages lie on disks: a field is added, never renumbered. A job's
-`status` is packed by server/codec.py and needs no message.
+Between nodes and on disk only, no part of the API. The rows and times are those of server/model.py, whose
+NamedTuples these messages mirror field by field. Bytes of these messages lie on disks: a field is added, never
+renumbered. A job's `status` is packed by server/codec.py and needs no message.
 """
 
 from collections import abc as _abc

@@ -1,0 +1,200 @@
+"""Floor 6. Wires the world once, and knows the order of starting and stopping.
+
+    start   lock the directory ─► operators' door (not ready) ─► stores, journal, replay ─► fire ─► gRPC door ─► ready
+    stop    not ready ─► gRPC door closes ─► firing ends ─► requests in flight end (bounded) ─► flush ─► journal closes
+
+A fatal error (the journal can't be written, a store is corrupt) ends the process at once, without any of that: what was
+acknowledged is in the journal, and the next start takes it from there.
+
+Must never import: `shard`, `wheel`, `table`.
+"""
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from tickwheel.server import node
+from tickwheel.server.api import ops
+from tickwheel.server.api.grpc import GrpcDoor
+from tickwheel.server.clock import SystemClock
+from tickwheel.server.config import Config
+from tickwheel.server.dispatch.dispatcher import Dispatcher, Limits
+from tickwheel.server.dispatch.guard import Guard
+from tickwheel.server.dispatch.headers import check_headers
+from tickwheel.server.dispatch.http import HttpTransport
+from tickwheel.server.files import OsFiles
+from tickwheel.server.identity import DataDirectory
+from tickwheel.server.journal import Journal
+from tickwheel.server.logs import get_logger
+from tickwheel.server.metrics import Metrics
+from tickwheel.server.record import Record
+from tickwheel.server.recovery import WalIdentity, WalOptions
+from tickwheel.server.store import ShardStore, StoreOptions, StoreThreads
+from tickwheel.server.wal import WalThread
+from tickwheel.version import VERSION
+
+log = get_logger(__name__)
+
+EXIT_FATAL = 70
+"""EX_SOFTWARE of sysexits.h: the node stopped itself; start it again."""
+
+OVERDUE_MS = 5_000
+"""A wheel whose head is overdue by more than this makes the node unready."""
+
+GRPC_GRACE_S = 2.0
+
+GC_THRESHOLDS = (50_000, 20, 100)
+"""The table holds many small tuples that live for a flush: collecting them over and over would only cost time."""
+
+
+class App:
+    """One process: a node, its doors, and their order."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._clock = SystemClock()
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._ops = ops.OpsServer(ops.make_app(self._registry, self.unready))
+        self._phase = "starting"
+        self._started: node.Started | None = None
+        self._guard = Guard(
+            allow=config.allow_private_targets,
+            own=(config.grpc_address, config.http_address),
+        )
+
+    # --- start ---
+
+    async def start(self) -> None:
+        """Bring everything up; returns when the node serves and fires. Raises Fatal, OSError, FailedPrecondition."""
+        config = self._config
+        gc.set_threshold(*GC_THRESHOLDS)
+        loop = asyncio.get_running_loop()
+        self._directory = DataDirectory(Path(config.data_dir), shards=config.shards)
+        await self._ops.start(*config.http_address)
+        self._store = StoreThreads(loop)
+        self._transport = HttpTransport(self._guard)
+        self._dispatcher = Dispatcher(
+            self._transport,
+            self._clock,
+            Limits(
+                config.dispatch_concurrency,
+                config.dispatch_concurrency_per_target,
+                config.dispatch_queue_max,
+            ),
+            version=VERSION,
+        )
+        devices = node.Devices(
+            clock=self._clock,
+            store=self._store,
+            dispatch=self._dispatcher,
+            open_store=self._open_store,
+            open_wal=self._open_wal,
+        )
+        self._started = await node.start(
+            config, devices, self._metrics, seed=secrets.randbits(64), on_fatal=self._die
+        )
+        gc.freeze()
+        self._metrics.watch(self._started.runner, self._started.wal, self._dispatcher)
+        self._grpc = GrpcDoor(
+            config,
+            self._started.node,
+            self._metrics,
+            check_url=self._guard.check_url,
+            check_headers=check_headers,
+        )
+        port = await self._grpc.start()
+        self._phase = "serving"
+        log.info(
+            "serving",
+            extra={
+                "grpc_port": port,
+                "http_port": self._ops.port,
+                "data_dir": str(config.data_dir),
+                "version": VERSION,
+            },
+        )
+
+    def _open_store(self, number: int) -> ShardStore:
+        return ShardStore.open(self._directory.path / "shards", number, StoreOptions())
+
+    def _open_wal(self) -> tuple[Iterable[Record], WalThread]:
+        config = self._config
+        options = WalOptions(
+            segment_bytes=config.segment_bytes,
+            low_water_bytes=config.wal_low_water_bytes,
+            queue_bytes_max=config.wal_queue_bytes,
+        )
+        identity = WalIdentity(self._directory.identity.cluster, self._directory.identity.store)
+        journal, recovery = Journal.open(
+            OsFiles(self._directory.path / "journal"),
+            options,
+            identity,
+            seconds=self._clock.monotonic,
+            lock=threading.Lock(),
+        )
+        for line in recovery.lines:
+            log.warning(line)
+        return recovery.records(), WalThread(journal, asyncio.get_running_loop(), self._die)
+
+    # --- health ---
+
+    def unready(self) -> list[str]:
+        """What keeps the node from firing on time; empty when nothing does."""
+        if self._phase != "serving" or self._started is None:
+            return [self._phase]
+        overdue_ms = self._started.runner.overdue_ms()
+        reasons = [f"firing is {overdue_ms} ms behind"] if overdue_ms > OVERDUE_MS else []
+        if self._started.runner.table_bytes >= self._config.table_bytes_max:
+            reasons.append("the store does not keep up: the table is full")
+        return reasons
+
+    # --- stop ---
+
+    async def stop(self) -> None:
+        """End in order, in bounded time; what has no outcome by then is sent again, with the same id, after a start."""
+        assert self._started is not None, "stop() comes after start()"
+        self._phase = "draining"
+        await self._grpc.stop(GRPC_GRACE_S)
+        self._started.runner.stop_firing()
+        await self._dispatcher.drain(self._config.drain_timeout_ms)
+        await node.stop(self._started)
+        await self._started.wal.close()
+        await self._transport.close()
+        await self._store.flush(self._close_stores)
+        await self._store.close()
+        await self._ops.stop()
+        self._directory.close()
+        log.info("stopped")
+
+    def _close_stores(self) -> None:
+        assert self._started is not None
+        for slot in self._started.runner.slots.values():
+            slot.store.close()
+
+    def _die(self, error: BaseException) -> None:
+        """Nothing more may be promised: end at once. A supervisor starts the node again."""
+        log.critical("the node must stop: %s", error)
+        sys.stderr.flush()
+        os._exit(EXIT_FATAL)
+
+
+async def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code."""
+    app = App(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await app.start()
+    await stopping.wait()
+    await app.stop()
+    return 0
