@@ -222,7 +222,7 @@ class Keeper:
             if error.reason != "STORE_FULL":
                 raise
             if not self._runner.store_full:
-                log.error("the disk is full: changes wait in memory, new work is refused")
+                log.critical("the disk is full: changes wait in memory, new work is refused")
             self._runner.store_full = True
             return
         self._runner.store_full = False
