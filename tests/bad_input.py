@@ -17,6 +17,9 @@ JOB = f"{PARENT}/jobs/nightly"
 FAR_FUTURE_S = 4_000_000_000
 
 
+Change = Callable[[job_pb2.Job], object]
+
+
 class Case(NamedTuple):
     """A method of JobService, a request, and the refusal it must meet."""
 
@@ -46,21 +49,51 @@ def cases() -> list[Case]:
     return [*_of_requests(), *_of_schedules(), *_of_targets(), *_of_policies(), *_of_reads()]
 
 
-def _create(label: str, change: Callable[[job_pb2.Job], object], reason: str, field: str) -> Case:
+def _create(what: str, change: Change, reason: str, field: str) -> Case:
     request = good_create()
     change(request.job)
-    return Case(label, "CreateJob", request, "INVALID_ARGUMENT", reason, field)
+    return Case(what, "CreateJob", request, "INVALID_ARGUMENT", reason, field)
 
 
-def _refused(label: str, method: str, request: Message, reason: str, field: str) -> Case:
-    return Case(label, method, request, "INVALID_ARGUMENT", reason, field)
+def at(path: str, value: object, *more: object) -> Change:
+    """The change that sets a field of the job; further paths and values may follow."""
+
+    def change(job: job_pb2.Job) -> None:
+        for where, what in batched((path, value, *more)):
+            *parts, last = str(where).split(".")
+            message: Message = job
+            for part in parts:
+                message = getattr(message, part)
+            setattr(message, last, what)
+
+    return change
+
+
+def batched(values: tuple[object, ...]) -> Iterator[tuple[object, object]]:
+    return zip(values[::2], values[1::2], strict=True)
+
+
+def header(name: str, value: str) -> Change:
+    return lambda job: job.http_target.headers.add(name=name, value=value)
+
+
+def label(key: str, value: str) -> Change:
+    return lambda job: job.labels.update({key: value})
+
+
+def retry_on(low: int, high: int) -> Change:
+    return lambda job: job.http_target.retry_on.add(low=low, high=high)
+
+
+def _refused(what: str, method: str, request: Message, reason: str, field: str) -> Case:
+    return Case(what, method, request, "INVALID_ARGUMENT", reason, field)
 
 
 # --- names, ids, batches, masks --------------------------------------------------------------
 
 
 def _of_requests() -> Iterator[Case]:
-    for label, parent, reason in (
+    for what, parent, reason in (
         ("no parent", "", "REQUIRED"),
         ("a parent that is a job", JOB, "NAME_INVALID"),
         ("a namespace in capitals", "namespaces/Acme", "NAME_INVALID"),
@@ -68,8 +101,8 @@ def _of_requests() -> Iterator[Case]:
     ):
         request = good_create()
         request.parent = parent
-        yield _refused(label, "CreateJob", request, reason, "parent")
-    for label, job_id in (
+        yield _refused(what, "CreateJob", request, reason, "parent")
+    for what, job_id in (
         ("a job_id in capitals", "Nightly"),
         ("a job_id with a slash", "a/b"),
         ("a job_id with a colon", "a:b"),
@@ -79,17 +112,17 @@ def _of_requests() -> Iterator[Case]:
     ):
         request = good_create()
         request.job_id = job_id
-        yield _refused(label, "CreateJob", request, "JOB_ID_INVALID", "job_id")
-    for label, request_id in (
+        yield _refused(what, "CreateJob", request, "JOB_ID_INVALID", "job_id")
+    for what, request_id in (
         ("a request_id with a space", "a b"),
         ("a request_id of 129 characters", "a" * 129),
         ("a request_id outside ASCII", "ä"),
     ):
         request = good_create()
         request.request_id = request_id
-        yield _refused(label, "CreateJob", request, "REQUEST_ID_INVALID", "request_id")
+        yield _refused(what, "CreateJob", request, "REQUEST_ID_INVALID", "request_id")
         run = pb.RunJobRequest(name=JOB, request_id=request_id)
-        yield _refused(f"run: {label}", "RunJob", run, "REQUEST_ID_INVALID", "request_id")
+        yield _refused(f"run: {what}", "RunJob", run, "REQUEST_ID_INVALID", "request_id")
     batch = pb.BatchCreateJobsRequest(parent=PARENT)
     yield _refused("an empty batch", "BatchCreateJobs", batch, "BATCH_SIZE", "requests")
     batch = pb.BatchCreateJobsRequest(parent=PARENT, requests=[pb.CreateJobRequest()] * 1001)
@@ -112,49 +145,49 @@ def _of_schedules() -> Iterator[Case]:
     yield _create("once without a time", lambda j: j.schedule.once.Clear(), "REQUIRED", once)
     yield _create(
         "a time after 9999",
-        lambda j: setattr(j.schedule.once.scheduled_time, "seconds", 253_402_300_800),
+        at("schedule.once.scheduled_time.seconds", 253_402_300_800),
         "TIME_INVALID",
         f"{once}.scheduled_time",
     )
     yield _create(
         "a time before 1970",
-        lambda j: setattr(j.schedule.once.scheduled_time, "seconds", -1),
+        at("schedule.once.scheduled_time.seconds", -1),
         "TIME_INVALID",
         f"{once}.scheduled_time",
     )
     yield _create(
         "too many nanos",
-        lambda j: setattr(j.schedule.once.scheduled_time, "nanos", 1_000_000_000),
+        at("schedule.once.scheduled_time.nanos", 1_000_000_000),
         "TIME_INVALID",
         f"{once}.scheduled_time",
     )
     yield _create(
         "a negative delay",
-        lambda j: setattr(j.schedule.once.delay, "seconds", -1),
+        at("schedule.once.delay.seconds", -1),
         "OUT_OF_RANGE",
         f"{once}.delay",
     )
     yield _create(
         "a delay of eleven years",
-        lambda j: setattr(j.schedule.once.delay, "seconds", 11 * 366 * 86_400),
+        at("schedule.once.delay.seconds", 11 * 366 * 86_400),
         "OUT_OF_RANGE",
         f"{once}.delay",
     )
     yield _create(
         "an instant with a zone",
-        lambda j: setattr(j.schedule.once, "time_zone", "Europe/Berlin"),
+        at("schedule.once.time_zone", "Europe/Berlin"),
         "ONLY_WITH_CIVIL_TIME",
         f"{once}.time_zone",
     )
     yield _create(
         "a civil time without a zone",
-        lambda j: setattr(j.schedule.once, "civil_time", "2090-03-29T02:30:00"),
+        at("schedule.once.civil_time", "2090-03-29T02:30:00"),
         "REQUIRED",
         f"{once}.time_zone",
     )
     yield _create(
         "a past policy nobody knows",
-        lambda j: setattr(j.schedule.once, "past_policy", 9),
+        at("schedule.once.past_policy", 9),
         "ENUM_UNKNOWN",
         f"{once}.past_policy",
     )
@@ -166,7 +199,7 @@ def _of_schedules() -> Iterator[Case]:
     )
     yield _create(
         "a cron expression of 257 characters",
-        lambda j: setattr(j.schedule.cron, "expression", "*" * 257),
+        at("schedule.cron.expression", "*" * 257),
         "TOO_LONG",
         f"{cron}.expression",
     )
@@ -184,16 +217,13 @@ def _of_schedules() -> Iterator[Case]:
     )
     yield _create(
         "every 999 ms",
-        lambda j: setattr(j.schedule.every.period, "nanos", 999_000_000),
+        at("schedule.every.period.nanos", 999_000_000),
         "OUT_OF_RANGE",
         f"{every}.period",
     )
     yield _create(
         "every 1.5 s and a microsecond",
-        lambda j: (
-            setattr(j.schedule.every.period, "seconds", 1),
-            setattr(j.schedule.every.period, "nanos", 500_001_000),
-        ),
+        at("schedule.every.period.nanos", 500_001_000, "schedule.every.period.seconds", 1),
         "OUT_OF_RANGE",
         f"{every}.period",
     )
@@ -227,7 +257,7 @@ def _of_targets() -> Iterator[Case]:
     yield _create("no target", lambda j: j.ClearField("http_target"), "REQUIRED", target)
     yield _create(
         "a worker",
-        lambda j: setattr(j.worker_target, "task_type", "mail"),
+        at("worker_target.task_type", "mail"),
         "NOT_YET_SUPPORTED",
         "job.worker_target",
     )
@@ -243,20 +273,20 @@ def _of_targets() -> Iterator[Case]:
     ):
         yield _create(
             f"url {url!r}",
-            lambda j, url=url: setattr(j.http_target, "url", url),
+            at("http_target.url", url),
             reason,
             f"{target}.url",
         )
     yield _create(
         "method FETCH",
-        lambda j: setattr(j.http_target, "method", "FETCH"),
+        at("http_target.method", "FETCH"),
         "METHOD",
         f"{target}.method",
     )
     yield _create("a GET with a body", _get_with_body, "BODY_NOT_ALLOWED", f"{target}.body")
     yield _create(
         "a body of 256 KiB and one byte",
-        lambda j: setattr(j.http_target, "body", bytes(262_145)),
+        at("http_target.body", bytes(262_145)),
         "BODY_TOO_LARGE",
         f"{target}.body",
     )
@@ -270,7 +300,7 @@ def _of_targets() -> Iterator[Case]:
     ):
         yield _create(
             f"header {name!r}: {value!r}",
-            lambda j, name=name, value=value: j.http_target.headers.add(name=name, value=value),
+            header(name, value),
             reason,
             f"{target}.headers[0].{part}",
         )
@@ -294,34 +324,31 @@ def _of_targets() -> Iterator[Case]:
     )
     yield _create(
         "a signing secret",
-        lambda j: setattr(j.http_target, "signing_secret", "namespaces/acme/secrets/a"),
+        at("http_target.signing_secret", "namespaces/acme/secrets/a"),
         "NOT_YET_SUPPORTED",
         f"{target}.signing_secret",
     )
-    for label, nanos, seconds in (
+    for what, nanos, seconds in (
         ("99 ms", 99_000_000, 0),
         ("31 min", 0, 1_860),
         ("less than nothing", 0, -1),
     ):
         yield _create(
-            f"a time-out of {label}",
-            lambda j, nanos=nanos, seconds=seconds: (
-                setattr(j.http_target.timeout, "nanos", nanos),
-                setattr(j.http_target.timeout, "seconds", seconds),
-            ),
+            f"a time-out of {what}",
+            at("http_target.timeout.nanos", nanos, "http_target.timeout.seconds", seconds),
             "OUT_OF_RANGE",
             f"{target}.timeout",
         )
     yield _create(
         "4 redirects",
-        lambda j: setattr(j.http_target, "max_redirects", 4),
+        at("http_target.max_redirects", 4),
         "OUT_OF_RANGE",
         f"{target}.max_redirects",
     )
     for low, high in ((99, 200), (500, 499), (200, 600)):
         yield _create(
             f"status {low} to {high}",
-            lambda j, low=low, high=high: j.http_target.retry_on.add(low=low, high=high),
+            retry_on(low, high),
             "OUT_OF_RANGE",
             f"{target}.retry_on[0]",
         )
@@ -345,32 +372,30 @@ def _of_policies() -> Iterator[Case]:
     for field in ("on_success", "on_failure"):
         yield _create(
             field,
-            lambda j, field=field: setattr(getattr(j, field), "url", "https://example.com/"),
+            at(f"{field}.url", "https://example.com/"),
             "NOT_YET_SUPPORTED",
             f"job.{field}",
         )
     yield _create(
         "flow control",
-        lambda j: setattr(j.flow_control, "key", "a"),
+        at("flow_control.key", "a"),
         "NOT_YET_SUPPORTED",
         "job.flow_control",
     )
     yield _create(
         "at most once",
-        lambda j: setattr(j, "delivery", job_pb2.DELIVERY_AT_MOST_ONCE),
+        at("delivery", job_pb2.DELIVERY_AT_MOST_ONCE),
         "NOT_YET_SUPPORTED",
         "job.delivery",
     )
     for field in ("delivery", "overlap_policy"):
         yield _create(
             f"{field} 9",
-            lambda j, field=field: setattr(j, field, 9),
+            at(field, 9),
             "ENUM_UNKNOWN",
             f"job.{field}",
         )
-    yield _create(
-        "misfire 9", lambda j: setattr(j.misfire, "policy", 9), "ENUM_UNKNOWN", "job.misfire.policy"
-    )
+    yield _create("misfire 9", at("misfire.policy", 9), "ENUM_UNKNOWN", "job.misfire.policy")
     for path, value in (
         ("misfire.max_count", 1_001),
         ("misfire.max_count", -1),
@@ -391,11 +416,11 @@ def _of_policies() -> Iterator[Case]:
         field = f"job.{path}".removesuffix(".seconds").removesuffix(".nanos")
         yield _create(
             f"{path} {value}",
-            lambda j, path=path, value=value: _set(j, path, value),
+            at(path, value),
             "OUT_OF_RANGE",
             field,
         )
-    for label, key, value, reason in (
+    for what, key, text, reason in (
         ("a key in capitals", "Team", "a", "LABEL_KEY"),
         ("an empty key", "", "a", "LABEL_KEY"),
         ("a key with =", "a=b", "a", "LABEL_KEY"),
@@ -404,8 +429,8 @@ def _of_policies() -> Iterator[Case]:
         ("a value with a separator", "a", "b\x1fc", "LABEL_VALUE"),
     ):
         yield _create(
-            label,
-            lambda j, key=key, value=value: j.labels.update({key: value}),
+            what,
+            label(key, text),
             reason,
             f"job.labels[{key}]",
         )
@@ -417,24 +442,17 @@ def _of_policies() -> Iterator[Case]:
     )
     yield _create(
         "a description of 1,025 characters",
-        lambda j: setattr(j, "description", "a" * 1_025),
+        at("description", "a" * 1_025),
         "TOO_LONG",
         "job.description",
     )
-
-
-def _set(message: Message, path: str, value: int) -> None:
-    *parts, last = path.split(".")
-    for part in parts:
-        message = getattr(message, part)
-    setattr(message, last, value)
 
 
 # --- reads -----------------------------------------------------------------------------------
 
 
 def _of_reads() -> Iterator[Case]:
-    for method, request in (
+    malformed: tuple[tuple[str, Message], ...] = (
         ("GetJob", pb.GetJobRequest(name="nightly")),
         ("DeleteJob", pb.DeleteJobRequest(name=PARENT)),
         ("PauseJob", pb.PauseJobRequest(name=f"{JOB}/executions/a")),
@@ -443,8 +461,9 @@ def _of_reads() -> Iterator[Case]:
         ("RunJob", pb.RunJobRequest(name=f"{PARENT}/jobs/-")),
         ("GetExecution", pb.GetExecutionRequest(name=JOB)),
         ("RetryExecution", pb.RetryExecutionRequest(name=f"{JOB}/executions/")),
-    ):
-        yield _refused(f"{method}: a malformed name", method, request, "NAME_INVALID", "name")
+    )
+    for method, message in malformed:
+        yield _refused(f"{method}: a malformed name", method, message, "NAME_INVALID", "name")
     yield _refused("a read without a name", "GetJob", pb.GetJobRequest(), "REQUIRED", "name")
     yield _refused(
         "executions of nothing", "ListExecutions", pb.ListExecutionsRequest(), "REQUIRED", "parent"

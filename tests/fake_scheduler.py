@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from tickwheel.server.api.validate import TargetChecks
 from tickwheel.server.command import (
     Cancel,
     Cancellation,
     ChangeReply,
     Create,
     Delete,
+    Get,
     JobView,
     NamedCommand,
     Pause,
@@ -45,6 +47,18 @@ from tickwheel.server.query import (
     JobQuery,
     Key,
 )
+
+
+def _no_url_faults(_url: str, _field: str) -> list[Violation]:
+    return []
+
+
+def _no_header_faults(_headers: Sequence[tuple[str, str]], _field: str) -> list[Violation]:
+    return []
+
+
+TAKES_ALL = TargetChecks(_no_url_faults, _no_header_faults)
+"""Checks of targets that find nothing wrong."""
 
 NOW_MS = 1_800_000_000_000
 
@@ -88,6 +102,8 @@ class FakeScheduler:
         if isinstance(command, Create):
             return self._create(key, command)
         view = self._find(*key)
+        if isinstance(command, Get):
+            return view
         if isinstance(command, Run | Redrive):
             return self._start(view, command)
         if command.etag and command.etag != etag(view.status):
@@ -97,7 +113,11 @@ class FakeScheduler:
             return None
         if isinstance(command, Update):
             return self._update(key, view, command)
-        states = {Pause: JobState.PAUSED, Resume: JobState.SCHEDULED, Cancel: JobState.CANCELLED}
+        states: dict[type, JobState] = {
+            Pause: JobState.PAUSED,
+            Resume: JobState.SCHEDULED,
+            Cancel: JobState.CANCELLED,
+        }
         view = view._replace(status=view.status._replace(state=states[type(command)]))
         self.jobs[key] = view
         if isinstance(command, Cancel):

@@ -33,8 +33,9 @@ RULES: Final = (
     Rule("schedule.once.delay", "OUT_OF_RANGE", "0 s to 10 years"),
     Rule("schedule.once.time_zone", "ONLY_WITH_CIVIL_TIME", "is set with civil_time only"),
     Rule("schedule.cron.expression", "REQUIRED", "is set"),
-    Rule("schedule.cron.expression", "CRON_INVALID", "is a cron expression of the stated dialect"),
-    Rule("schedule.cron.time_zone", "TIME_ZONE_UNKNOWN", "is a zone of the IANA database"),
+    Rule("schedule.cron.expression", "INVALID_CRON", "is a cron expression of the stated dialect"),
+    Rule("schedule.cron.time_zone", "UNKNOWN_TIME_ZONE", "is a zone of the IANA database"),
+    Rule("schedule.once.time_zone", "UNKNOWN_TIME_ZONE", "is a zone of the IANA database"),
     Rule("schedule.every.period", "REQUIRED", "is set"),
     Rule("schedule.every.period", "OUT_OF_RANGE", "1 s to 10 years, whole milliseconds"),
     Rule("http_target", "REQUIRED", "is set"),
@@ -98,15 +99,18 @@ def _asked(sent: job_pb2.Job, field: str) -> bool:
     """True for what must always be there, and for each part that was sent."""
     if field in {"job_id", "schedule", "http_target"}:
         return True
-    message: Message = sent
-    for name in field.split("."):
-        known = message.DESCRIPTOR.fields_by_name[name]
-        if known.has_presence and not message.HasField(name):
-            return False
-        if known.message_type is None or known.is_repeated:
-            return bool(getattr(message, name)) or field.count(".") > 0
-        message = getattr(message, name)
-    return True
+    return _sent(sent, field.split("."))
+
+
+def _sent(message: Message, path: list[str]) -> bool:
+    name, *rest = path
+    known = message.DESCRIPTOR.fields_by_name[name]
+    if known.has_presence and not message.HasField(name):
+        return False
+    part = getattr(message, name)
+    if rest:
+        return _sent(part, rest)
+    return bool(part) if known.is_repeated or known.message_type is None else True
 
 
 def _met(rule: Rule) -> pb.Criterion:

@@ -15,13 +15,13 @@ import logging
 import secrets
 from typing import Any, Final, NoReturn
 
+import grpc
 import grpc.aio
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc_status.rpc_status import to_status as grpc_status_of
 
 from tickwheel.server.api.limits import (
     ERROR_MESSAGE_CHARS_MAX,
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 DOMAIN: Final = "tickwheel"
 
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
 
 def to_status(error: BaseException) -> Status:
     """The status of any error; one that callers must not see in full is logged here, once."""
@@ -43,9 +45,9 @@ def to_status(error: BaseException) -> Status:
 
 
 async def abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:
-    """End the call with a status and its details."""
-    rich = grpc_status_of(status)
-    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
+    """End the call with a status and its details (`grpc-status-details-bin`, as grpcio-status reads it)."""
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(_CODES[status.code], status.message, details)
 
 
 def _known(error: TickwheelError) -> Status:

@@ -12,7 +12,7 @@ Must never import: rooms below but `command`, `errors`.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,7 +20,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.code_pb2 import Code
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  # not in __all__
 from grpc_reflection.v1alpha import reflection as reflections
 
 from tickwheel.server.api import limits
@@ -42,6 +44,7 @@ from tickwheel.v1 import (
     worker_service_pb2,
 )
 
+M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any], Awaitable[Message]]
 StreamCall = Callable[[AsyncIterator[Any], Any], Awaitable[None]]
@@ -67,7 +70,7 @@ OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
 )
 
@@ -106,7 +109,7 @@ class GrpcDoor:
         self._config = config
         self._metrics = metrics
         self._reflection = reflection
-        self._health = health.aio.HealthServicer()
+        self._health: Any = health.HealthServicer()  # pyright: ignore[reportUnknownMemberType]
         self._server: grpc.aio.Server | None = None
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
         self._creator = Creator(scheduler, converter)
@@ -117,11 +120,11 @@ class GrpcDoor:
         """Listen and serve; returns the port. OSError when the address can't be had."""
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.CALLS_MAX)
         server.add_generic_rpc_handlers(self._handlers())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)  # type: ignore[no-untyped-call]
         names = [service.full_name for service in SERVICES]
         if self._reflection:
-            shown = [*names, health.SERVICE_NAME, reflections.SERVICE_NAME]
-            reflections.enable_server_reflection(shown, server)
+            shown = [*names, HEALTH, reflections.SERVICE_NAME]
+            reflections.enable_server_reflection(shown, server)  # type: ignore[no-untyped-call]
         host, port = self._config.grpc_address
         self.port = _bind(server, host, port)
         await server.start()
@@ -211,21 +214,16 @@ def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
         "ListExecutions": lists.list_executions,
         "GetExecution": jobs.get_execution,
         "RetryExecution": jobs.retry_execution,
-        "PreviewSchedule": trials.preview_schedule,
         "ValidateJob": trials.validate_job,
     }
     return {f"tickwheel.v1.JobService.{name}": call for name, call in table.items()}
 
 
 def _parsed(call: Call, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[Any]]:
-    parse = GetMessageClass(method.input_type).FromString
+    kind = GetMessageClass(method.input_type)
 
     async def called(request: bytes, _context: Context) -> Any:
-        try:
-            message = parse(request)
-        except DecodeError:
-            raise _unreadable() from None
-        return await call(message)
+        return await call(read_message(kind, request))
 
     return called
 
@@ -234,14 +232,26 @@ async def _creates(
     messages: AsyncIterator[bytes],
 ) -> AsyncIterator[job_service_pb2.StreamCreateJobsRequest]:
     async for message in messages:
-        try:
-            yield job_service_pb2.StreamCreateJobsRequest.FromString(message)
-        except DecodeError:
-            raise _unreadable() from None
+        yield read_message(job_service_pb2.StreamCreateJobsRequest, message)
 
 
-def _unreadable() -> InvalidArgument:
-    return InvalidArgument("the request is no message of this method", reason="MESSAGE_MALFORMED")
+def read_message(kind: type[M], data: bytes) -> M:
+    """The message of its bytes. Raises InvalidArgument, also for a field that this version would not honour."""
+    try:
+        message = kind.FromString(data)
+    except DecodeError:
+        raise InvalidArgument(
+            "the request is no message of this method", reason="MESSAGE_MALFORMED"
+        ) from None
+    size_bytes = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() != size_bytes:
+        raise InvalidArgument(
+            "the request holds a field that this version of the server does not know, and would "
+            "not honour; leave it out, or upgrade the server",
+            reason="FIELD_UNKNOWN",
+        )
+    return message
 
 
 def _later(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:

@@ -49,7 +49,7 @@ def _names_field(path: str, descriptor: Descriptor) -> bool:
         return True
     if field.message_type is None or field.is_repeated:
         return False
-    return _names_field(rest, cast(Descriptor, field.message_type))
+    return _names_field(rest, field.message_type)
 
 
 def _copy(source: Message, target: Message, path: str) -> None:

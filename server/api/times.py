@@ -10,7 +10,6 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Protocol
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 NANOS_PER_MS: Final = 1_000_000
@@ -42,11 +41,6 @@ def ms_up(value: SecondsNanos) -> int:
 def timestamp(ms: int) -> Timestamp:
     """The Timestamp of a time."""
     return Timestamp(seconds=ms // 1_000, nanos=ms % 1_000 * NANOS_PER_MS)
-
-
-def duration(ms: int) -> Duration:
-    """The Duration of a length that is not negative."""
-    return Duration(seconds=ms // 1_000, nanos=ms % 1_000 * NANOS_PER_MS)
 
 
 def parse_rfc3339(text: str) -> Instant:

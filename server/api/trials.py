@@ -1,4 +1,4 @@
-"""Floor 5. Calls that change nothing: what a schedule would do, and whether a job would be taken.
+"""Floor 5. Calls that change nothing: whether a job would be taken, and why not.
 
 Must never import: rooms below but `command`, `errors`, `model`, `schedule`, `spec`.
 """
@@ -14,7 +14,7 @@ from tickwheel.v1 import job_service_pb2 as pb
 
 
 class Trials:
-    """PreviewSchedule and ValidateJob."""
+    """ValidateJob."""
 
     def __init__(self, scheduler: Scheduler, converter: Converter) -> None:
         self._scheduler = scheduler
@@ -49,11 +49,3 @@ class Trials:
         except AlreadyExists as error:
             return [Violation("job_id", error.message, error.reason)]
         return []
-
-    # --- what would this schedule do? ---
-
-    async def preview_schedule(
-        self, request: pb.PreviewScheduleRequest
-    ) -> pb.PreviewScheduleResponse:
-        """The next occurrences."""
-        raise NotImplementedError

@@ -99,8 +99,15 @@ class TargetValidator:
 
     def __init__(self, checks: TargetChecks, body_bytes_max: int = limits.BODY_BYTES_MAX) -> None:
         self._body_bytes_max = body_bytes_max
-        self._url = lru_cache(4_096)(lambda url, field: tuple(checks.url(url, field)))
-        self._headers = lru_cache(1_024)(lambda pairs, field: tuple(checks.headers(pairs, field)))
+        self._checks = checks
+        self._url = lru_cache(4_096)(self._judge_url)
+        self._headers = lru_cache(1_024)(self._judge_headers)
+
+    def _judge_url(self, url: str) -> tuple[Violation, ...]:
+        return tuple(self._checks.url(url, "job.http_target.url"))
+
+    def _judge_headers(self, headers: tuple[tuple[str, str], ...]) -> tuple[Violation, ...]:
+        return tuple(self._checks.headers(headers, "job.http_target.headers"))
 
     def check(self, job: job_pb2.Job, found: Violations) -> None:
         """The job's target, which must be an HTTP one in this version."""
@@ -113,7 +120,7 @@ class TargetValidator:
             found.append(Violation(f"job.{kind}", _NOT_YET, "NOT_YET_SUPPORTED"))
 
     def _check_http(self, target: target_pb2.HttpTarget, found: Violations) -> None:
-        found += self._url(target.url, "job.http_target.url")
+        found += self._url(target.url)
         method = target.method
         if not method:
             target.method = method = "POST"
@@ -152,7 +159,7 @@ class TargetValidator:
                 field = f"job.http_target.headers[{position}].value"
                 found.append(Violation(field, "must be set", "REQUIRED"))
             pairs.append((header.name, header.value))
-        found += self._headers(tuple(pairs), "job.http_target.headers")
+        found += self._headers(tuple(pairs))
 
 
 def _check_rare(target: target_pb2.HttpTarget, found: Violations) -> None:
