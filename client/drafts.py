@@ -165,8 +165,8 @@ def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
         _fill(job, options, target=False)
     except (ValueError, TypeError) as error:
         raise refused(str(error)) from error
-    if "body" in options and len(job.http_target.headers):
-        paths.add("http_target.headers")
+    if "headers" not in options:  # a JSON body's content-type must not replace all headers there are
+        job.http_target.ClearField("headers") if job.HasField("http_target") else None
     return job, FieldMask(paths=sorted(paths))
 
 
