@@ -116,18 +116,20 @@ class Links:
         failures = 0
         while True:
             index = self._used
+            if self._closed:
+                raise Unavailable("this client is closed", reason="CLIENT_CLOSED")
             try:
-                stub = await self.ready(index, deadline)
+                stub = await self._ready(index, deadline)
                 return await pick(stub)(
                     request, timeout=max(deadline - now(), 0.001), metadata=self._metadata
                 )
             except grpc.aio.AioRpcError as broken:
                 error = from_call(broken)
-                self.judge(index, error)
+                self._judge(index, error)
                 if not may_repeat(error, repeatable=repeatable):
                     raise error from None
             except Unavailable as unreachable:  # nothing was sent
-                self.judge(index, unreachable)
+                self._judge(index, unreachable)
                 error = unreachable
             failures += 1
             pause_s = self.pause_s(error, failures)
@@ -135,15 +137,8 @@ class Links:
                 raise error from None
             await asyncio.sleep(pause_s)
 
-    async def stub(self, deadline: float) -> "tuple[int, JobServiceAsyncStub]":
-        """The stub in use, connected, with the number of its address. Unavailable if it cannot be reached."""
-        index = self._used
-        return index, await self.ready(index, deadline)
-
-    async def ready(self, index: int, deadline: float) -> "JobServiceAsyncStub":
+    async def _ready(self, index: int, deadline: float) -> "JobServiceAsyncStub":
         """Connect if need be; Unavailable if that fails, or takes too long. `deadline` is in the loop's time."""
-        if self._closed:
-            raise RuntimeError("this client is closed")
         channel, stub = self._open.get(index) or self._connect(index)
         if channel.get_state() is _READY:
             return stub
@@ -172,7 +167,7 @@ class Links:
         self._open[index] = channel, JobServiceStub(channel)
         return self._open[index]
 
-    def judge(self, index: int, error: TickwheelError) -> None:
+    def _judge(self, index: int, error: TickwheelError) -> None:
         """Leave an address that cannot be reached or is silent, unless another call did so before."""
         gone = isinstance(error, Unavailable | DeadlineExceeded)
         if gone and self._used == index:
@@ -184,11 +179,6 @@ class Links:
             return 0.0
         most = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** min(failures - 1, 16))
         return (error.retry_after_s or 0.0) + _CHANCE.uniform(most / 2, most)
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
-        return self._metadata
 
     async def close(self) -> None:
         """End all calls and connections."""

@@ -165,7 +165,9 @@ def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
         _fill(job, options, target=False)
     except (ValueError, TypeError) as error:
         raise refused(str(error)) from error
-    if "headers" not in options:  # a JSON body's content-type must not replace all headers there are
+    if (
+        "headers" not in options
+    ):  # a JSON body's content-type must not replace all headers there are
         job.http_target.ClearField("headers") if job.HasField("http_target") else None
     return job, FieldMask(paths=sorted(paths))
 
@@ -192,7 +194,11 @@ def fill_schedule(schedule: schedule_pb2.Schedule, options: ScheduleOptions) -> 
 
 
 def _fill_once(once: schedule_pb2.Once, options: ScheduleOptions) -> None:
-    _only(options, "at" if "at" in options else "delay", {"time_zone", "dst_gap", "dst_overlap", "past"})
+    _only(
+        options,
+        "at" if "at" in options else "delay",
+        {"time_zone", "dst_gap", "dst_overlap", "past"},
+    )
     if "delay" in options:
         once.delay.CopyFrom(to_duration(options["delay"]))
     if "at" in options:

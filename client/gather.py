@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from tickwheel.client.channel import Links, may_repeat
-from tickwheel.client.errors import DeadlineExceeded, InternalError, TickwheelError, from_status
+from tickwheel.client.errors import (
+    DeadlineExceeded,
+    InternalError,
+    TickwheelError,
+    Unavailable,
+    from_status,
+)
 from tickwheel.client.values import JobHandle, handle_of
 from tickwheel.v1 import job_service_pb2 as pb
 
@@ -56,6 +62,7 @@ class Gatherer:
         self._loop = loop
         self._waiting: deque[Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._pausing: dict[int, Waiting] = {}
         self._woken = False
 
     def put(self, item: Waiting) -> None:
@@ -114,11 +121,12 @@ class Gatherer:
             )
         except TickwheelError as error:
             self._failed(batch, error)
-        except BaseException as error:  # the client is closing, or this file has a fault: nobody may wait for ever
+        except (
+            BaseException
+        ):  # the client is closing, or this file has a fault: nobody may wait for ever
             for item in batch:
-                item.refuse(InternalError(f"the client stopped: {error}", reason="CLIENT_CLOSED"))
-            if not isinstance(error, RuntimeError):
-                raise
+                item.refuse(closed())
+            raise
         else:
             self._answered(batch, answer)
 
@@ -153,7 +161,12 @@ class Gatherer:
         if self._loop.time() + pause_s >= item.deadline:
             item.refuse(error)
         else:
-            self._loop.call_later(pause_s, self.put, item)
+            self._pausing[id(item)] = item
+            self._loop.call_later(pause_s, self._rested, item)
+
+    def _rested(self, item: Waiting) -> None:
+        if self._pausing.pop(id(item), None) is not None:
+            self.put(item)
 
     async def close(self) -> None:
         """End the calls under way; every create that still waits is refused."""
@@ -161,10 +174,16 @@ class Gatherer:
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        while self._waiting:
-            self._waiting.popleft().refuse(
-                InternalError("the client was closed before this was sent", reason="CLIENT_CLOSED")
-            )
+        for item in (*self._waiting, *self._pausing.values()):
+            item.refuse(closed())
+        self._waiting.clear()
+        self._pausing.clear()
+
+
+def closed() -> Unavailable:
+    """What those get who still wait when the client is closed."""
+    text = "the client was closed; whether this was done is unknown"
+    return Unavailable(text, reason="CLIENT_CLOSED")
 
 
 def _late() -> DeadlineExceeded:

@@ -77,5 +77,7 @@ def from_timestamp(stamp: Timestamp) -> datetime:
 
 def civil(moment: datetime) -> str:
     """A civil time as the API spells it: no offset, milliseconds only where there are some, rounded up."""
-    whole = moment.replace(tzinfo=None, fold=0) + timedelta(microseconds=-moment.microsecond % 1_000)
+    whole = moment.replace(tzinfo=None, fold=0) + timedelta(
+        microseconds=-moment.microsecond % 1_000
+    )
     return whole.isoformat(timespec="milliseconds" if whole.microsecond else "seconds")
