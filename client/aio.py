@@ -8,6 +8,7 @@ together. Creates that are awaited at the same time travel together (see `gather
 """
 
 import asyncio
+import concurrent.futures
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -147,8 +148,24 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         made: asyncio.Future[JobHandle] = loop.create_future()
         limit = self._core.timeout_s if timeout_s is None else timeout_s
-        self._core.gatherer.put(Waiting(request, made, loop.time() + limit))
+        self._core.gatherer_on(loop).put(Waiting(request, made, loop.time() + limit))
         return made
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Belong to `loop` from now on, before any thread asks."""
+        self._core.gatherer_on(loop)
+
+    def queue_threadsafe(
+        self,
+        request: pb.CreateJobRequest,
+        made: concurrent.futures.Future[JobHandle],
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float | None,
+    ) -> None:
+        """Queue a create from another thread than that of this client's `loop`; `made` gets its end."""
+        limit = self._core.timeout_s if timeout_s is None else timeout_s
+        gatherer = self._core.gatherer_on(loop)
+        gatherer.put_threadsafe(Waiting(request, made, loop.time() + limit))
 
     async def load(
         self, requests: Iterable[pb.CreateJobRequest], *, timeout_s: float | None = None
@@ -191,7 +208,7 @@ class AsyncClient:
         )
         return items_of(pages)
 
-    async def pages(
+    async def pages(  # noqa: PLR0913 - keywords
         self,
         where: str = "",
         *,
@@ -219,7 +236,7 @@ class AsyncClient:
                 return
             request.page_token = answer.next_page_token
 
-    async def count(
+    async def count(  # noqa: PLR0913 - keywords
         self,
         where: str = "",
         *,

@@ -76,10 +76,10 @@ def _with_port(address: str) -> str:
     """Add the port that Tickwheel has by default, unless there is one or the address has a scheme of gRPC's."""
     if "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
         return address.removeprefix("grpc://")
-    if address.startswith("[") or address.count(":") < 2:
-        host_has_port = ":" in address.rpartition("]")[2]
-        return address if host_has_port else f"{address}:{PORT}"
-    return f"[{address}]:{PORT}"
+    host, _, port = address.rpartition(":")
+    if ":" in host and not host.startswith("["):  # an IPv6 address, and nothing beside it
+        return f"[{address}]:{PORT}"
+    return address if host and port.isdecimal() else f"{address}:{PORT}"
 
 
 class Links:

@@ -54,11 +54,10 @@ class Core:
         self.timeout_s = timeout_s
         self._gatherer: Gatherer | None = None
 
-    @property
-    def gatherer(self) -> Gatherer:
-        """The gatherer of creates, made on the loop that first asks for it."""
+    def gatherer_on(self, loop: asyncio.AbstractEventLoop) -> Gatherer:
+        """The gatherer of creates, made when first asked for; from then on it belongs to `loop`."""
         if self._gatherer is None:
-            self._gatherer = Gatherer(self.links, self.parent, asyncio.get_running_loop())
+            self._gatherer = Gatherer(self.links, self.parent, loop)
         return self._gatherer
 
     async def call(

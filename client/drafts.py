@@ -22,7 +22,7 @@ from tickwheel.v1.target_pb2 import Header, HttpTarget, RetryPolicy, StatusRange
 Body = bytes | str | Mapping[str, Any] | Sequence[Any]
 """Bytes and text are sent as they are; a mapping or list as JSON, with its content-type."""
 
-Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 Statuses = Iterable[int | tuple[int, int]]
 
 

@@ -159,9 +159,7 @@ _NAMED: Final[dict[str, type[TickwheelError]]] = {
     )
 }
 _NUMBERED: Final[dict[int, type[TickwheelError]]] = {
-    cast("tuple[int, str]", code.value)[0]: _NAMED[code.name]
-    for code in grpc.StatusCode
-    if code.name in _NAMED
+    code.value[0]: _NAMED[code.name] for code in grpc.StatusCode if code.name in _NAMED
 }
 
 
