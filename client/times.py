@@ -7,6 +7,7 @@ instant is a `datetime` with a zone, or RFC 3339 text; what has no zone is a civ
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -30,6 +31,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _SECOND_US: Final = 1_000_000
 
 
+@lru_cache(maxsize=1_024)  # a program writes the same few over and over
 def parse_span(text: str) -> timedelta:
     """Read `90s`, `1h30m`, `250ms`. ValueError for anything else."""
     spaceless = text.strip()
