@@ -8,7 +8,7 @@ the field. Only what cannot be put into a message is refused here, as `InvalidAr
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any, Final, Literal, TypedDict
 
@@ -123,9 +123,7 @@ _SCHEDULE_KEYS: Final = frozenset(ScheduleOptions.__annotations__)
 _PATHS: Final = {
     "start": "window.start_time",
     "end": "window.end_time",
-    "exclude": "window",
     "url": "http_target.url",
-    "retry": "retry_policy",
     "overlap": "overlap_policy",
     "misfire": "misfire.policy",
     "catchup_max": "misfire.max_count",
@@ -153,7 +151,7 @@ def draft(url: str, options: JobOptions) -> job_pb2.Job:
 def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
     """The job and the mask that `update` sends: no field that was not named is touched."""
     job = job_pb2.Job(name=name)
-    paths = {_PATHS.get(key, key) for key in options if key not in _SCHEDULE_KEYS}
+    paths = {path for key in options if key not in _SCHEDULE_KEYS for path in _paths(key, options)}
     try:
         if not _SCHEDULE_KEYS.isdisjoint(options):
             fill_schedule(job.schedule, options)
@@ -170,6 +168,16 @@ def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
     ):  # a JSON body's content-type must not replace all headers there are
         job.http_target.ClearField("headers") if job.HasField("http_target") else None
     return job, FieldMask(paths=sorted(paths))
+
+
+def _paths(key: str, options: UpdateOptions) -> list[str]:
+    """The fields that an option sets."""
+    if key == "exclude":
+        return ["window.excluded_dates", "window.excluded_times"]
+    if key == "retry" and "retry" in options:
+        given = asdict(options["retry"])
+        return [f"retry_policy.{name}" for name, value in given.items() if value is not None]
+    return [_PATHS.get(key, key)]
 
 
 def refused(text: str, field: str = "") -> InvalidArgument:

@@ -65,7 +65,9 @@ class FakeJobs(JobServiceServicer):
         self.batches: list[pb.BatchCreateJobsRequest] = []
         self.seen: list[tuple[str, Any, dict[str, str]]] = []
         self.answers: dict[str, Callable[[Any, Context], Awaitable[Any]]] = {}
-        self.errors: dict[str, list[Status]] = {}  # an item's job_id: its errors, the first one next
+        self.errors: dict[
+            str, list[Status]
+        ] = {}  # an item's job_id: its errors, the first one next
         self.gate: asyncio.Event | None = None
         self.most_calls = 0
         self._calls = 0

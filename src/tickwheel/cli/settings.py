@@ -176,7 +176,9 @@ def with_connection(*, environment: bool = False) -> Callable[[Decorated], Decor
 
     def decorate(command: Decorated) -> Decorated:
         for add in (
-            _shared("api_key", "--api-key", envvar=env("API_KEY"), help="Credential of the server."),
+            _shared(
+                "api_key", "--api-key", envvar=env("API_KEY"), help="Credential of the server."
+            ),
             _shared(
                 "timeout_s",
                 "--timeout",
