@@ -2,19 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc_status.rpc_status import to_status
 
 from tickwheel.v1 import job_service_pb2 as pb
-from tickwheel.v1.job_pb2 import Job
+from tickwheel.v1.job_pb2 import JOB_STATE_SCHEDULED, Job
 from tickwheel.v1.job_service_pb2_grpc import (
     JobServiceServicer,
     add_JobServiceServicer_to_server,
@@ -23,6 +22,7 @@ from tickwheel.v1.job_service_pb2_grpc import (
 Context = grpc.aio.ServicerContext[Any, Any]
 UID = "0" * 32
 NEXT_S = 1_900_000_000
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def status(
@@ -53,9 +53,9 @@ def status(
     return packed
 
 
-async def abort(context: Context, error: Status) -> None:
-    rich = to_status(error)
-    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
+async def abort(context: Context, error: Status) -> NoReturn:
+    details = (("grpc-status-details-bin", error.SerializeToString()),)
+    await context.abort(_CODES[error.code], error.message, details)
 
 
 class FakeJobs(JobServiceServicer):
@@ -72,7 +72,7 @@ class FakeJobs(JobServiceServicer):
         self.most_calls = 0
         self._calls = 0
 
-    async def BatchCreateJobs(self, request: Any, context: Any) -> Any:
+    async def BatchCreateJobs(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.batches.append(request)
         self._calls += 1
         self.most_calls = max(self.most_calls, self._calls)
@@ -136,7 +136,7 @@ def failing(
         error = left[0]
         if then is not None or len(left) > 1:
             left.pop(0)
-        await abort(context, error)
+        return await abort(context, error)
 
     return answer
 
@@ -152,7 +152,7 @@ async def start(jobs: FakeJobs, port: int = 0) -> tuple[grpc.aio.Server, str]:
 
 
 @contextmanager
-def serving(jobs: FakeJobs) -> Iterator[str]:
+def serving(jobs: FakeJobs) -> Generator[str]:
     """The address of a server on a thread of its own, for tests that are not asynchronous."""
     started: list[str] = []
     ready, stop = threading.Event(), threading.Event()
@@ -176,7 +176,7 @@ def serving(jobs: FakeJobs) -> Iterator[str]:
 
 def job(name: str = "namespaces/default/jobs/nightly") -> Job:
     """A job as a server would answer it."""
-    answer = Job(name=name, uid=UID, etag='"1"', state="JOB_STATE_SCHEDULED")
+    answer = Job(name=name, uid=UID, etag='"1"', state=JOB_STATE_SCHEDULED)
     answer.schedule.cron.expression = "0 9 * * 1-5"
     answer.schedule.cron.time_zone = "Europe/Berlin"
     answer.http_target.url = "https://example.com/hook"

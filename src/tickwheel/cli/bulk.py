@@ -10,7 +10,8 @@ lines that failed for want of a server, run the same command again; what was mad
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -88,14 +89,14 @@ def load_file(settings: Settings, name: str) -> None:
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[IO[bytes]]:
+def _opened(name: str) -> Generator[IO[bytes]]:
     """The file; standard input is set aside first, since it is read twice."""
     if name != "-":
         with Path(name).open("rb") as file:
             yield file
         return
     with SpooledTemporaryFile(max_size=_MEMORY_BYTES) as kept:
-        stdin = click.get_binary_stream("stdin")
+        stdin = sys.stdin.buffer
         while chunk := stdin.read(io.DEFAULT_BUFFER_SIZE):
             kept.write(chunk)
         yield cast("IO[bytes]", kept)
@@ -143,9 +144,9 @@ def read_line(line: bytes, request_id: str) -> "CreateJobRequest":
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Generator[Progress]:
     """A bar on a terminal; elsewhere a line now and then."""
-    if not click.get_text_stream("stderr").isatty():
+    if not sys.stderr.isatty():
         yield _plain_progress
         return
     from rich.console import Console  # noqa: PLC0415 - on a terminal alone

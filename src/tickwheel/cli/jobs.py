@@ -59,6 +59,7 @@ def jobs() -> None:
 @click.pass_context
 def create(
     context: click.Context,
+    /,
     *,
     job_id: str,
     request_id: str,
@@ -230,7 +231,7 @@ def _grouping(by: str | None) -> "tuple[Grouping | None, str]":
 @with_output
 @with_connection()
 @click.pass_context
-def update(context: click.Context, *, job: str, etag: str, **given: Any) -> None:
+def update(context: click.Context, /, *, job: str, etag: str, **given: Any) -> None:
     """Change what is given and nothing else."""
     settings = settings_of(context)
     options = job_options(given)

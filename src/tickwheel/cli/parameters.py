@@ -1,5 +1,6 @@
 """Options that say when and what, shared by `jobs create`, `jobs update` and `preview`; and how the client takes them."""
 
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -159,7 +160,7 @@ def job_options(given: dict[str, Any]) -> "UpdateOptions":
 def read_body(text: str) -> bytes:
     """`@file` is the file's bytes, `-` standard input's; all else is the text itself."""
     if text == "-":
-        body = click.get_binary_stream("stdin").read(BODY_BYTES_MAX + 1)
+        body = sys.stdin.buffer.read(BODY_BYTES_MAX + 1)
     elif text.startswith("@"):
         try:
             with Path(text[1:]).open("rb") as file:

@@ -38,7 +38,7 @@ _HEAD = ("CIVIL TIME", "OFFSET", "INSTANT", "NOTE")
 @with_connection()
 @click.pass_context
 def preview(
-    context: click.Context, *, job: str | None, count: int, after: datetime | None, **given: Any
+    context: click.Context, /, *, job: str | None, count: int, after: datetime | None, **given: Any
 ) -> None:
     """Show the next occurrences of JOB, or of a schedule."""
     settings = settings_of(context)

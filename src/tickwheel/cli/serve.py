@@ -5,7 +5,7 @@ The server is an extra of the distribution: without it the command says how to g
 
 import os
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -78,7 +78,7 @@ def _load(file: str | None, given: dict[str, Any]) -> "Config":
     from tickwheel.server.errors import InvalidArgument  # noqa: PLC0415 - see the top
 
     try:
-        return module.load(given, os.environ, module.find_file(file, os.environ))
+        return cast("Config", module.load(given, os.environ, module.find_file(file, os.environ)))
     except InvalidArgument as error:
         lines = (f"{v.field}: {v.description}" for v in error.violations)
         raise click.UsageError("\n".join(lines)) from error

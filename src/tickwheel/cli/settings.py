@@ -3,11 +3,11 @@
 The options may stand before the command or after it; after it wins. Commands get a `Settings` and never see gRPC.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -75,7 +75,7 @@ class Settings:
     zone: str | None = None
 
     @contextmanager
-    def connect(self) -> "Iterator[Client]":
+    def connect(self) -> "Generator[Client]":
         """A client for the time of one command; its errors become a line, a hint, and an exit code."""
         client_module = client_library()
         try:
@@ -87,7 +87,7 @@ class Settings:
             ) as client:
                 yield client
         except client_module.TickwheelError as error:
-            raise Failed(error) from error
+            raise failed(error) from error
 
     def tzinfo(self) -> tzinfo | None:
         """The zone to show times in; None is this machine's. A usage error if nobody knows it."""
@@ -119,15 +119,10 @@ def zone_of(name: str) -> tzinfo:
         raise click.BadParameter(text, param_hint="--show-zone") from error
 
 
-class Failed(click.ClickException):
-    """An error of the client as the command line ends with it: message, wrong fields with their options, a hint."""
-
-    def __init__(self, error: "TickwheelError") -> None:
-        super().__init__("\n".join(_told(error)))
-        self.exit_code = _EXIT_CODE_OF.get(error.code, 1)
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"tickwheel: {self.message}", file=file, err=file is None)
+def failed(error: "TickwheelError") -> click.exceptions.Exit:
+    """Tell an error (message, wrong fields with their options, a hint); the way out with its exit code."""
+    click.echo("tickwheel: " + "\n".join(_told(error)), err=True)
+    return click.exceptions.Exit(_EXIT_CODE_OF.get(error.code, 1))
 
 
 def _told(error: "TickwheelError") -> Iterator[str]:
@@ -152,7 +147,7 @@ def _with_flag(field: str) -> str:
 
 def settings_of(context: click.Context) -> Settings:
     """The settings of this run; made by the first shared option, wherever it stands."""
-    return cast("Settings", context.ensure_object(Settings))
+    return context.ensure_object(Settings)
 
 
 def _stored(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:

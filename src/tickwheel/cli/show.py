@@ -5,10 +5,11 @@ People get columns: on a terminal drawn by rich, elsewhere plain and never cut o
 """
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -43,9 +44,10 @@ def _plain_item(item: Any) -> Any:
         spec = "milliseconds" if item.microsecond else "seconds"
         return item.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=spec) + "Z"
     if isinstance(item, Mapping):
-        return {_camel(str(_plain_item(key))): _plain_item(value) for key, value in item.items()}
+        entries = cast("Mapping[object, object]", item).items()
+        return {_camel(str(_plain_item(key))): _plain_item(value) for key, value in entries}
     if isinstance(item, list | tuple):
-        return [_plain_item(each) for each in item]
+        return [_plain_item(each) for each in cast("Sequence[object]", item)]
     return item
 
 
@@ -106,7 +108,7 @@ def print_table(head: Row, rows: Sequence[Row]) -> None:
 
 
 def _stdout_is_terminal() -> bool:
-    return click.get_text_stream("stdout").isatty()
+    return sys.stdout.isatty()
 
 
 def _draw(head: Row, rows: Sequence[Row]) -> None:
