@@ -241,7 +241,7 @@ class Api:
         """How many jobs there are, consistent."""
         ask = js.CountJobsRequest(parent=PARENT, consistent=True)
         answer = await self.insist(lambda: self.jobs.CountJobs(ask, timeout=LIST_S))
-        return answer.total_count
+        return sum(group.count for group in answer.counts)
 
     async def executions(self, name: str = "-", filter_: str = "") -> AsyncIterator[Execution]:
         """All executions of a job (or of all), consistent."""
