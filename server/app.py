@@ -110,6 +110,7 @@ class App:
             self._metrics,
             check_url=self._guard.check_url,
             check_headers=check_headers,
+            reflection=config.reflection,
         )
         port = await self._grpc.start()
         self._phase = "serving"
