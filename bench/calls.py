@@ -225,11 +225,23 @@ class Api:
             lambda: self.jobs.GetJob(js.GetJobRequest(name=full_name(name)), timeout=CALL_S)
         )
 
+    async def takes_at_most_once(self) -> bool:
+        """Whether this version honours AT_MOST_ONCE (one that does not refuses it)."""
+        job = once("http://127.0.0.1/", now_ms() + 60_000, at_most_once=True)
+        ask = js.CreateJobRequest(parent=PARENT, job_id="trial", job=job, validate_only=True)
+        try:
+            await self.insist(lambda: self.jobs.CreateJob(ask, timeout=CALL_S))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                return False
+            raise
+        return True
+
     async def count(self) -> int:
         """How many jobs there are, consistent."""
         ask = js.CountJobsRequest(parent=PARENT, consistent=True)
         answer = await self.insist(lambda: self.jobs.CountJobs(ask, timeout=LIST_S))
-        return answer.total_count
+        return sum(group.count for group in answer.counts)
 
     async def executions(self, name: str = "-", filter_: str = "") -> AsyncIterator[Execution]:
         """All executions of a job (or of all), consistent."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, from anywhere
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -125,12 +126,12 @@ def run(console: Console, node: Node, sink: Sink) -> tuple[Report, list[Arrival]
     code = node.terminate()
     console.print(f"SIGTERM: the node ended with exit code {code}.")
     report = check(History(what.jobs, arrivals, horizon, missed, [outage]))
-    return report, [a for a in arrivals if scheduled_ms(a) <= horizon], outage
+    return report, arrivals, outage
 
 
 def table(arrivals: list[Arrival], outage: Outage) -> Table:
     """Each request as the target saw it."""
-    out = Table()
+    out = Table(box=SIMPLE_HEAD)
     for column in ("job", "scheduled", "arrived", "late by", "times", "epoch", ""):
         numeric = column in ("late by", "times", "epoch")
         out.add_column(column, no_wrap=True, justify="right" if numeric else "left")
@@ -153,8 +154,8 @@ def table(arrivals: list[Arrival], outage: Outage) -> Table:
 
 
 def clock(ms: float) -> str:
-    """Seconds and ms of the minute, local time."""
-    whole = time.strftime("%H:%M:%S", time.localtime(ms / 1_000))
+    """Minute, second and ms of local time."""
+    whole = time.strftime("%M:%S", time.localtime(ms / 1_000))
     return f"{whole}.{int(ms) % 1_000:03d}"
 
 

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc.aio
@@ -27,7 +28,6 @@ from bench.checker import quantiles
 from tickwheel.v1 import job_service_pb2 as js
 
 LATENCY_MAX_US = 600_000_000
-GATHER_FLIGHT = 64
 
 
 class Load:
@@ -172,21 +172,25 @@ class Load:
             self.count_results(answer.result.results)
 
     async def gather(self) -> None:
-        """The client library: single `create` calls, gathered into batches by itself."""
-        from bench.gather import creator  # noqa: PLC0415 — needed by this mode only
+        """The client library as a user has it: single `create` calls, which it gathers into batches by itself."""
+        # the other modes measure the server alone
+        from tickwheel.client import AsyncClient, TickwheelError  # noqa: PLC0415
 
-        async with creator(self.asked.target, self.asked.url) as create:
+        asked = self.asked
+        body = b"x" * asked.body
+        async with AsyncClient(asked.target) as client:
 
             async def send(number: int) -> None:
-                asked = self.asked
                 due_ms = asked.due_ms + number * asked.spread_ms // asked.count
+                at = datetime.fromtimestamp(due_ms / 1_000, UTC)
                 try:
-                    await create(f"{asked.prefix}{number}", due_ms)
+                    name = f"{asked.prefix}{number}"
+                    await client.create(asked.url, job_id=name, at=at, body=body)
                     self.accepted += 1
-                except Exception as error:  # noqa: BLE001 — counted by kind, whatever the library raises
+                except TickwheelError as error:
                     self.refuse(type(error).__name__)
 
-            await self.paced(self.asked.count, send)
+            await self.paced(asked.count, send)
 
     def count_results(self, results: Any) -> None:
         """Count what became of each item of a batch."""

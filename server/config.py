@@ -392,7 +392,7 @@ def show(number: int, unit: str) -> str:
     """Write a number in the largest unit that leaves it whole."""
     suffix, factor = max(
         ((s, f) for s, f in UNITS[unit].items() if number and number % f == 0),
-        key=lambda pair: pair[1],
+        key=lambda pair: (pair[1], pair[0]),
         default=("", 1),
     )
     return f"{number // factor}{suffix}"

@@ -71,6 +71,7 @@ class Story:
     outages: list[Outage] = field(default_factory=list[Outage])
     faults: list[str] = field(default_factory=list[str])
     repeats: int = 0
+    at_most_once: int = 0
 
 
 class Driver:
@@ -84,10 +85,12 @@ class Driver:
         self.story = Story()
         self.api = calls.Api(node.target)
         self.asked = 0
+        self.at_most_once = False
         self.progress = asyncio.Condition()
 
     async def run(self) -> Report:
         """The whole leg; the report of the judge."""
+        self.at_most_once = await self.api.takes_at_most_once()
         await self.create_recurring()
         load = [asyncio.create_task(self.work(k)) for k in range(WORKERS)]
         killer = asyncio.create_task(self.kill_now_and_then())
@@ -133,9 +136,13 @@ class Driver:
         kind = self.rng.random()
         path = "/fail?times=1" if kind < 0.05 else "/slow?ms=300" if kind < 0.08 else "/ok"
         job = Job(
-            f"once-{len(self.story.jobs)}", "", calls.now_ms() + delay_ms, at_most_once=kind > 0.9
+            f"once-{len(self.story.jobs)}",
+            "",
+            calls.now_ms() + delay_ms,
+            at_most_once=self.at_most_once and kind > 0.9,
         )
         self.story.jobs.append(job)
+        self.story.at_most_once += job.at_most_once
         message: Message = calls.once(
             self.sink.url(path), job.due_ms, body=b"x" * 100, at_most_once=job.at_most_once
         )
@@ -274,6 +281,7 @@ def line(leg: Leg, report: Report, story: Story, wall_s: float) -> dict[str, Any
         **report.summary(),
         "faults": story.faults[:10],
         "repeats": story.repeats,
+        "at_most_once_jobs": story.at_most_once,
         "down_ms": {"p50": down[len(down) // 2], "max": down[-1]} if down else {},
         "wall_s": round(wall_s, 1),
     }

@@ -136,7 +136,6 @@ class World:
         self.config = Config(
             data_dir="/simulated",
             shards=SHARDS,
-            segment_bytes=64 * 1024,
             wal_low_water_bytes=0,
             flush_interval_ms=700,
             checkpoint_interval_ms=2_500,
