@@ -267,6 +267,18 @@ def _of_windows() -> Iterator[Case]:
             "job.schedule.once.civil_time",
         )
     yield _create(
+        "a civil time that happens twice, both times",
+        lambda j: j.schedule.once.MergeFrom(
+            schedule_pb2.Once(
+                civil_time="2090-01-01T00:00:00",
+                time_zone="Europe/Berlin",
+                dst_overlap=schedule_pb2.DST_OVERLAP_BOTH,
+            )
+        ),
+        "BOTH_NOT_ALLOWED",
+        "job.schedule.once.dst_overlap",
+    )
+    yield _create(
         "an excluded date that is none",
         lambda j: j.window.excluded_dates.append("2090-02-30"),
         "INVALID_DATE",

@@ -125,9 +125,6 @@ def _check_civil(once: pb.Once, found: Violations, field: str) -> None:
         text = "must name an IANA zone, like Europe/Berlin, with civil_time"
         found.append(Violation(f"{field}.time_zone", text, "REQUIRED"))
     _check_dst(once, found, field)
-    if once.dst_overlap == pb.DST_OVERLAP_BOTH:
-        text = "BOTH makes two occurrences; choose FIRST or SECOND"
-        found.append(Violation(f"{field}.dst_overlap", text, "OUT_OF_RANGE"))
 
 
 def _check_cron(cron: pb.Cron, found: Violations, field: str) -> None:

@@ -435,6 +435,28 @@ async def test_a_run_of_skipped_occurrences_is_one_record(door: Door) -> None:
     assert execution.skip_run.reason == execution_pb2.REASON_OVERLAP
 
 
+async def test_an_execution_that_waits_says_for_when(door: Door) -> None:
+    waiting = _failed()._replace(state=ExecutionState.RETRYING, end_ms=0, due_ms=NOW_MS + 9_000)
+    running = waiting._replace(state=ExecutionState.RUNNING, due_ms=0, first_attempt_ms=0)
+    door.scheduler.executions = [waiting, running]
+    page = await door("ListExecutions", pb.ListExecutionsRequest(parent=JOB))
+    first, second = page.executions
+    assert first.next_attempt_time.ToMilliseconds() == NOW_MS + 9_000
+    assert first.start_time.ToMilliseconds() == NOW_MS + 10
+    for name in ("next_attempt_time", "start_time", "end_time"):
+        assert not second.HasField(name)
+
+
+async def test_a_job_without_a_next_time_gets_a_handle_without_one(door: Door) -> None:
+    await create(door)
+    view = door.scheduler.jobs["acme", "nightly"]
+    status = view.status._replace(state=JobState.COMPLETED)
+    door.scheduler.jobs["acme", "nightly"] = view._replace(status=status)
+    batch = pb.BatchCreateJobsRequest(parent=PARENT, requests=[good_create()])
+    (result,) = (await door("BatchCreateJobs", batch)).results
+    assert not result.handle.HasField("next_time")
+
+
 async def test_a_retry_gives_a_new_budget(door: Door) -> None:
     await create(door)
     door.scheduler.executions = [_failed()]

@@ -67,6 +67,14 @@ async def test_a_name_that_is_taken_and_a_job_that_never_fires(door: Door) -> No
     ]
 
 
+async def test_a_time_that_has_passed(door: Door) -> None:
+    job = good_job()
+    job.schedule.once.scheduled_time.seconds = 5
+    response = await door("ValidateJob", pb.ValidateJobRequest(parent=PARENT, job=job))
+    unmet = [(c.field, c.reason) for c in response.criteria if not c.met]
+    assert unmet == [("schedule.once", "PAST_TIME")]
+
+
 # --- previews --------------------------------------------------------------------------------
 
 
