@@ -137,7 +137,7 @@ def read_line(line: bytes, request_id: str) -> "CreateJobRequest":
             ParseDict(fields, request.job)
             request.job_id = request.job.name.rpartition("/")[2]
     except ParseError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).partition("\n")[0]) from error
     request.parent = ""
     request.request_id = request_id
     return request

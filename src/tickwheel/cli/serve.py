@@ -20,9 +20,16 @@ _MISSING = (
 def _config_module() -> ModuleType:
     try:
         from tickwheel.server import config  # noqa: PLC0415 - the client's command line works without
-    except ImportError as error:
-        raise click.ClickException(_MISSING.format(error=error)) from error
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     return config
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """Say how to get what only the server needs. A module of our own that is missing is a fault, and shown as one."""
+    if error.name is None or error.name.startswith("tickwheel"):
+        return error
+    return click.ClickException(_MISSING.format(error=error))
 
 
 class ServeCommand(click.Command):
@@ -68,8 +75,8 @@ def serve(config: str | None, **given: Any) -> None:
     settings = _load(config, given)
     try:
         from tickwheel.server.__main__ import serve as run  # noqa: PLC0415 - see the top
-    except ImportError as error:
-        raise click.ClickException(_MISSING.format(error=error)) from error
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     raise SystemExit(run(settings))
 
 
