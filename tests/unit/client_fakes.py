@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -20,6 +21,7 @@ from tickwheel.v1.job_service_pb2_grpc import (
 )
 
 Context = grpc.aio.ServicerContext[Any, Any]
+EMPTY = Empty()
 UID = "0" * 32
 NEXT_S = 1_900_000_000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
