@@ -165,7 +165,7 @@ async def test_the_deadline_of_one_create_does_not_end_another() -> None:
         with pytest.raises(client.DeadlineExceeded):
             await hasty
         jobs.gate.set()
-        assert await patient
+        assert (await patient).uid == fakes.UID
     assert [len(batch.requests) for batch in jobs.batches] == [2, 1]
 
 

@@ -4,6 +4,7 @@ The server is an extra of the distribution: without it the command says how to g
 """
 
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,11 +74,15 @@ def serve(config: str | None, **given: Any) -> None:
     Flags go before the environment, that before tickwheel.toml, that before the default.
     """
     settings = _load(config, given)
+    raise SystemExit(_node()(settings))
+
+
+def _node() -> "Callable[[Config], int]":
     try:
         from tickwheel.server.__main__ import serve as run  # noqa: PLC0415 - see the top
     except ModuleNotFoundError as error:
         raise _missing(error) from error
-    raise SystemExit(run(settings))
+    return run
 
 
 def _load(file: str | None, given: dict[str, Any]) -> "Config":
