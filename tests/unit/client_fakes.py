@@ -105,7 +105,7 @@ class FakeJobs:
         handle.next_time.seconds = NEXT_S
         return pb.BatchCreateJobsResult(handle=handle)
 
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handlers(self) -> grpc.GenericRpcHandler:
         """Every method of the service that has one request and one answer."""
         service = pb.DESCRIPTOR.services_by_name["JobService"]
         unary = [m for m in service.methods if not (m.client_streaming or m.server_streaming)]
@@ -118,7 +118,7 @@ class FakeJobs:
             return await self.answer(method.name, request, context)
 
         return grpc.unary_unary_rpc_method_handler(
-            call,  # type: ignore[arg-type] # the stubs know the synchronous server alone
+            call,
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )

@@ -1,13 +1,12 @@
 """The asynchronous client against a server whose answers the test writes: errors, repeats, fail-over, lists."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -27,7 +26,7 @@ NIGHTLY = "namespaces/default/jobs/nightly"
 
 
 @asynccontextmanager
-async def connected(jobs: fakes.FakeJobs, **options: Any) -> AsyncIterator[AsyncClient]:
+async def connected(jobs: fakes.FakeJobs, **options: Any) -> AsyncGenerator[AsyncClient]:
     server, address = await fakes.start(jobs)
     try:
         async with AsyncClient(address, **options) as tickwheel:

@@ -1,7 +1,7 @@
 """Creates that wait at the same time travel together, and each gets its own end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ URL = "https://example.com/hook"
 
 
 @asynccontextmanager
-async def connected(jobs: fakes.FakeJobs, **options: Any) -> AsyncIterator[AsyncClient]:
+async def connected(jobs: fakes.FakeJobs, **options: Any) -> AsyncGenerator[AsyncClient]:
     server, address = await fakes.start(jobs)
     try:
         async with AsyncClient(address, **options) as tickwheel:
