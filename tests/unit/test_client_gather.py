@@ -169,6 +169,23 @@ async def test_the_deadline_of_one_create_does_not_end_another() -> None:
     assert [len(batch.requests) for batch in jobs.batches] == [2, 1]
 
 
+async def test_what_the_oldest_has_no_time_for_goes_on_for_the_others() -> None:
+    jobs = fakes.FakeJobs()
+    full = fakes.status(C.RESOURCE_EXHAUSTED, "full", retry_ms=200)
+    handle = pb.BatchCreateJobsResult(handle=pb.JobHandle(name="n", uid=fakes.UID))
+    jobs.answers["BatchCreateJobs"] = fakes.failing(
+        full, then=pb.BatchCreateJobsResponse(results=[handle])
+    )
+    async with connected(jobs) as tickwheel:
+        hasty, patient = await asyncio.gather(
+            tickwheel.create(URL, delay="1s", timeout_s=0.1),
+            tickwheel.create(URL, delay="1s", timeout_s=20),
+            return_exceptions=True,
+        )
+    assert isinstance(hasty, client.ResourceExhausted)
+    assert isinstance(patient, JobHandle)
+
+
 async def test_a_create_that_waited_too_long_is_never_sent() -> None:
     jobs = fakes.FakeJobs()
     jobs.gate = asyncio.Event()
