@@ -184,7 +184,8 @@ class Driver:
         except calls.GaveUp:
             return
         except grpc.aio.AioRpcError as error:
-            self.story.faults.append(f"{kind} of the acknowledged {job.name}: {error.code().name}")
+            what = f"{kind} of the acknowledged {job.name}: {error.code().name} {error.details()}"
+            self.story.faults.append(what)
 
     # --- trouble ---
 
