@@ -59,17 +59,26 @@ async def test_a_cancel_in_the_last_moment_tells_the_truth(node: Node, sink: Sin
     """Cancels that race with the dispatch: whatever is answered, the target must agree with it (I4)."""
     api = calls.Api(node.target)
     due = calls.now_ms() + 2_500
-    jobs = [Job(f"j{k}", "", due + 4 * k) for k in range(300)]
+    jobs = [Job(f"j{k}", "", due + 3 * k) for k in range(300)]
     requests = [calls.request(j.name, calls.once(sink.url(), j.due_ms)) for j in jobs]
     for job, uid in zip(jobs, await api.create_many(requests), strict=True):
         job.uid = uid
 
     async def cancel(number: int, job: Job) -> None:
-        sent = job.due_ms - 20 + number % 24
+        sent = job.due_ms - 60 + number % 64
         await asyncio.sleep(max(sent - calls.now_ms(), 0) / 1_000)
         job.operations.append(calls.operation("cancel", sent, await api.cancel(job.name)))
 
-    await asyncio.gather(*(cancel(number, job) for number, job in enumerate(jobs)))
+    async def crowd(number: int) -> None:
+        """Other work, so that cancels wait for their batch while their job falls due."""
+        far = due + 3_600_000
+        for k in range(8):
+            names = [f"w{number}-{k}-{n}" for n in range(500)]
+            await api.create_many([calls.request(n, calls.once(sink.url(), far)) for n in names])
+
+    cancels = [cancel(number, job) for number, job in enumerate(jobs)]
+    await asyncio.sleep(max(due - 100 - calls.now_ms(), 0) / 1_000)
+    await asyncio.gather(*cancels, *(crowd(number) for number in range(4)))
     wait_until(lambda: calls.now_ms() > jobs[-1].due_ms + 2_000, SETTLE_S, "the horizon")
     answers = {job.operations[0].answer for job in jobs}
     assert "CANCELLED_BEFORE_DISPATCH" in answers
