@@ -9,9 +9,11 @@ import grpc
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from google.protobuf.duration_pb2 import Duration
 from tests.unit import client_fakes as fakes
 
-from tickwheel.cli import main
+from tickwheel.cli import main, show
+from tickwheel.cli.settings import Settings
 from tickwheel.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickwheel.v1 import job_service_pb2 as pb
 
@@ -222,6 +224,50 @@ def test_a_list_for_programs(tickwheel: Terminal) -> None:
     documents = yaml.safe_load_all(tickwheel("jobs", "list", "-o", "yaml").stdout)
     for items in (array, map(json.loads, lines), documents):
         assert [item["name"] for item in items] == names
+
+
+def test_on_a_terminal_a_list_is_drawn(
+    tickwheel: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "_stdout_is_terminal", lambda: True)
+    tickwheel.jobs.answers["ListJobs"] = fakes.answering(some_jobs(2))
+    lines = tickwheel("jobs", "list").stdout.splitlines()
+    assert "JOB" in lines[1]
+    assert "──" in lines[2]
+    assert "j1" in "".join(lines[3:])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "words"),
+    [
+        (0, 0, "0s"),
+        (90, 0, "1m30s"),
+        (3_600, 0, "1h"),
+        (2 * 86_400 + 5, 0, "2d5s"),
+        (0, 250_000_000, "0.25s"),
+        (10, 0, "10s"),
+        (61, 500_000_000, "1m1.5s"),
+    ],
+)
+def test_spans_read_as_they_are_typed(seconds: int, nanos: int, words: str) -> None:
+    assert show.span_words(Duration(seconds=seconds, nanos=nanos)) == words
+
+
+def test_every_schedule_and_target_has_words() -> None:
+    settings = Settings(zone="UTC")
+    job = job_pb2.Job()
+    assert show.schedule_words(settings, job.schedule) == ""
+    job.schedule.every.period.seconds = 300
+    assert show.schedule_words(settings, job.schedule) == "every 5m"
+    job.schedule.once.delay.seconds = 90
+    assert show.schedule_words(settings, job.schedule) == "once in 1m30s"
+    job.schedule.once.civil_time = "2027-01-01T09:00:00"
+    job.schedule.once.time_zone = "Europe/Berlin"
+    assert show.schedule_words(settings, job.schedule) == "once 2027-01-01T09:00:00 (Europe/Berlin)"
+    job.schedule.once.scheduled_time.seconds = fakes.NEXT_S
+    assert show.schedule_words(settings, job.schedule) == "once 2030-03-17 17:46:40 UTC"
+    job.worker_target.task_type = "mail"
+    assert show.target_words(job) == "worker mail"
 
 
 def test_an_empty_list_is_still_a_list(tickwheel: Terminal) -> None:
