@@ -380,6 +380,17 @@ def test_a_preview_explains_daylight_saving(tickwheel: Terminal) -> None:
     assert tickwheel("preview").exit_code == 2
 
 
+def test_a_preview_keeps_the_order_of_an_hour_that_comes_twice(tickwheel: Terminal) -> None:
+    answer = pb.PreviewScheduleResponse()
+    for local, offset in (("02:10", "+02:00"), ("02:50", "+02:00"), ("02:10", "+01:00")):
+        answer.occurrences.add(local_time=f"2027-10-31T{local}:00", utc_offset=offset)
+    answer.dropped.add(local_time="2027-10-31T02:30:00", reason=pb.DROP_REASON_EXCLUDED)
+    tickwheel.jobs.answers["PreviewSchedule"] = fakes.answering(answer)
+    lines = tickwheel("preview", "nightly").stdout.splitlines()[1:]
+    assert [line.split()[0][11:16] for line in lines] == ["02:10", "02:30", "02:50", "02:10"]
+    assert [line.split()[1] for line in lines] == ["+02:00", "-", "+02:00", "+01:00"]
+
+
 def test_validation_only(tickwheel: Terminal) -> None:
     criteria = [pb.Criterion(field="schedule", reason="R", met=False, description="is wrong")]
     tickwheel.jobs.answers["ValidateJob"] = fakes.answering(
