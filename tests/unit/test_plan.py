@@ -282,6 +282,17 @@ def test_who_follows_the_hand_runs_through_both_passes(hour: str, overlap: DstOv
     ]
 
 
+def test_the_first_pass_is_found_from_within_the_second_and_back() -> None:
+    plan = schedule.compile(Cron("30 1 * * *", "America/New_York"), OPEN)
+    first_pass, second_pass = ms("2026-11-01T01:30-04:00"), ms("2026-11-01T01:30-05:00")
+    assert plan.prev_at_or_before(second_pass - 1) == first_pass
+    assert plan.prev_at_or_before(second_pass + 1) == first_pass
+    both = schedule.compile(Cron("30 1 * * *", "America/New_York", dst_overlap=BOTH), OPEN)
+    assert both.prev_at_or_before(second_pass - 1) == first_pass
+    assert both.next_after(first_pass) == second_pass
+    assert both.next_after(second_pass) == ms("2026-11-02T01:30-05:00")
+
+
 def test_a_star_minute_alone_does_not_follow_the_hand() -> None:
     assert preview(berlin("*/30 2 * * *"), "2026-10-24T23:30", "2026-10-25T02:00") == [
         "2026-10-25 02:00 +2:00 FIRST_OF_TWO",
