@@ -1,7 +1,7 @@
 # Few verbs; `make` prints them. Needs python 3.11 or later, make and git; `make proto` also needs node.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check lint fmt type cover bench sim gen gen-check proto lock build clean
+.PHONY: help setup demo run test check lint fmt type cover bench crash sim gen gen-check proto lock build clean
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -68,6 +68,9 @@ cover: setup      ## branch coverage
 
 bench: setup      ## load and lateness (ARGS=--help)
 	$(PY) -m bench $(ARGS)
+
+crash: setup      ## kill -9 under load, again and again, and judge (ARGS=--help)
+	$(PY) -m tests.e2e.crash $(ARGS)
 
 sim: setup      ## the simulated cluster, many seeds
 	$(PY) -m pytest -m sim $(ARGS)

@@ -12,11 +12,13 @@ Must never import: `shard`, `wheel`, `table`.
 import asyncio
 import gc
 import os
+import resource
 import secrets
 import signal
 import sys
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -51,6 +53,9 @@ OVERDUE_MS = 5_000
 
 GRPC_GRACE_S = 2.0
 
+RESOLVER_THREADS = 32
+"""Names of targets are resolved in threads; a slow name server must not stop the others."""
+
 GC_THRESHOLDS = (50_000, 20, 100)
 """The table holds many small tuples that live for a flush: collecting them over and over would only cost time."""
 
@@ -77,7 +82,9 @@ class App:
         """Bring everything up; returns when the node serves and fires. Raises Fatal, OSError, FailedPrecondition."""
         config = self._config
         gc.set_threshold(*GC_THRESHOLDS)
+        _raise_file_limit()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, "resolver"))
         self._directory = DataDirectory(Path(config.data_dir), shards=config.shards)
         await self._ops.start(*config.http_address)
         self._store = StoreThreads(loop)
@@ -110,6 +117,7 @@ class App:
             self._metrics,
             check_url=self._guard.check_url,
             check_headers=check_headers,
+            reflection=config.reflection,
         )
         port = await self._grpc.start()
         self._phase = "serving"
@@ -185,6 +193,12 @@ class App:
         log.critical("the node must stop: %s", error)
         sys.stderr.flush()
         os._exit(EXIT_FATAL)
+
+
+def _raise_file_limit() -> None:
+    """Each shard has some files and each request a socket: ask for all that the system grants."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def run(config: Config) -> int:

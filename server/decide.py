@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from tickwheel.server import codec, progress, schedule
+from tickwheel.server import progress, schedule
 from tickwheel.server.command import (
     Cancel,
     ChangeReply,
@@ -57,6 +57,7 @@ from tickwheel.server.model import (
     Spec,
     Status,
 )
+from tickwheel.server.spec import decode_spec
 from tickwheel.server.steps import (
     armed,
     cancel_unsent,
@@ -151,7 +152,7 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     if status.state == JobState.CANCELLED:
         raise wrong_state(job, status, "a cancelled job can't be updated; create a new one")
     prepared = command.merge(job.spec)
-    before, after = codec.decode_spec(job.spec), codec.decode_spec(prepared.spec)
+    before, after = decode_spec(job.spec), decode_spec(prepared.spec)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
     cancellation, attempt = race(draft, status, row)
     if rescheduled or before.jitter_ms != after.jitter_ms:
@@ -210,7 +211,7 @@ def _resume(draft: Draft, command: Resume) -> JobView:
         return view_of(draft, row, job, status)
     if status.state not in {JobState.PAUSED, JobState.DISABLED}:
         raise wrong_state(job, status, "only a PAUSED or DISABLED job can be resumed")
-    spec = codec.decode_spec(job.spec)
+    spec = decode_spec(job.spec)
     status = status._replace(state=JobState.SCHEDULED, update_ms=draft.now_ms)
     status = _skip_paused(draft, row, job, status, spec)
     status = settle(armed(status, job.uid, spec), spec, draft.now_ms)
@@ -242,7 +243,7 @@ def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
         return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
     if status.state == JobState.COMPLETED and not status.live:
         raise wrong_state(job, status, "it is over; nothing is left to cancel")
-    spec = codec.decode_spec(job.spec)
+    spec = decode_spec(job.spec)
     status = end_live(draft, row, status, Reason.JOB_CANCELLED, sent_too=False)
     status = status._replace(
         state=JobState.CANCELLED,

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from tickwheel.server.errors import ResourceExhausted, WalFailed
 from tickwheel.server.files import Files, Handle
 from tickwheel.server.record import (
+    ALIGN_BYTES,
     BATCH_END_BYTES,
+    HEADER_BYTES,
     Record,
     SegmentHeader,
     ShardMark,
@@ -132,7 +134,7 @@ class Journal:
                     reason="RECORD_TOO_LARGE",
                     metadata={"bytes": str(length), "bytes_max": str(limit)},
                 )
-            total += record_bytes(length)
+            total += HEADER_BYTES + length + -length % ALIGN_BYTES
         return total
 
     def append(self, records: Sequence[Record]) -> None:
@@ -142,18 +144,23 @@ class Journal:
         """
         if self.failed is not None:
             raise self.failed
-        self.check(records)
+        total = self.check(records)
+        if not records:
+            return
         try:
-            for batch in split(records, self.options.batch_limit):
-                self._append_batch(batch)
+            if total <= self.options.batch_limit:
+                self._append_batch(records, total)
+                return
+            for batch, size in split(records, self.options.batch_limit):
+                self._append_batch(batch, size)
         except OSError as error:
             raise self._fail(f"the journal could not be written: {error}") from error
 
-    def _append_batch(self, records: Sequence[Record]) -> None:
-        size = sum(record_bytes(len(entry.payload)) for entry in records) + BATCH_END_BYTES
+    def _append_batch(self, records: Sequence[Record], size: int) -> None:
         begun = self._seconds()
         at = self._at
-        data = self._roll() if at.offset + size > at.capacity else b""
+        full = at.offset + size + BATCH_END_BYTES > at.capacity
+        data = self._roll() if full else b""
         data += encode_batch(records, at.segments[-1].id, at.sequence)
         assert at.offset + len(data) <= at.capacity, "a batch must not span segments"
         assert self._handle is not None
@@ -272,14 +279,14 @@ class Journal:
         self.failed = self.failed or WalFailed("the journal is closed")
 
 
-def split(records: Sequence[Record], bytes_max: int) -> Iterator[Sequence[Record]]:
-    """Cut records into runs of at most `bytes_max` on disk; a longer record is a run of its own."""
+def split(records: Sequence[Record], bytes_max: int) -> Iterator[tuple[Sequence[Record], int]]:
+    """Cut records into runs of at most `bytes_max` on disk, each with its size; a longer record is a run of its own."""
     start = size = 0
     for position, entry in enumerate(records):
         more = record_bytes(len(entry.payload))
         if size + more > bytes_max and position > start:
-            yield records[start:position]
+            yield records[start:position], size
             start, size = position, 0
         size += more
     if start < len(records):
-        yield records[start:]
+        yield records[start:], size

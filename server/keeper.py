@@ -14,18 +14,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from tickwheel.server.clock import StepDetector
 from tickwheel.server.config import Config
+from tickwheel.server.errors import StoreFailed
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms
+from tickwheel.server.query import Applied, Due
 from tickwheel.server.runner import Runner, Slot
 from tickwheel.server.shard import Entry
-from tickwheel.server.table import GONE
+from tickwheel.server.store import ShardStore
+from tickwheel.server.table import GONE, Changes
 
 log = get_logger(__name__)
 
 READ_AHEAD_EVERY_MS = 250
 WIDEN_EVERY_MS = 5_000
+WATCH_CLOCK_EVERY_MS = 200
+FORWARD_STEP_MS = 60_000
+HOLD_MS = 5_000
 FIRST_WINDOW_MS = 10_000
 PAGE_ENTRIES = 20_000
 READ_AHEAD_ROWS_MAX = 20_000
@@ -50,6 +57,7 @@ class Keeper:
         self._metrics = metrics
         self._flush_lock = asyncio.Lock()
         self._stop = asyncio.Event()
+        self._steps = StepDetector(runner.clock.now_ms(), runner.clock.monotonic_ms())
         self.flushed_ms = runner.clock.now_ms()
 
     # --- start and stop ---
@@ -63,6 +71,7 @@ class Keeper:
     def start(self) -> None:
         """Begin the periodic work."""
         self._runner.spawn(self._every(READ_AHEAD_EVERY_MS, self.read_ahead))
+        self._runner.spawn(self._every(WATCH_CLOCK_EVERY_MS, self.watch_clock))
         self._runner.spawn(self._every(WIDEN_EVERY_MS, self.widen, at_once=True))
         self._runner.spawn(self._every(self.config.flush_interval_ms, self.flush))
         self._runner.spawn(self._every(self.config.checkpoint_interval_ms, self.checkpoint))
@@ -114,26 +123,28 @@ class Keeper:
         shard = slot.shard
         while shard.horizon_ms < until_ms and not self._has_share(slot):
             from_ms = shard.widen(until_ms)
-            limit = PAGE_ENTRIES
-            entries = await self._read_due(slot, from_ms, until_ms, limit)
-            while len(entries) == limit and entries[-1][0] == entries[0][0]:
-                limit *= 2
-                entries = await self._read_due(slot, from_ms, until_ms, limit)
-            if len(entries) < limit:
-                shard.load(entries)
-            else:
-                last_ms = entries[-1][0]
-                shard.load(entry for entry in entries if entry[0] < last_ms)
-                shard.shrink(last_ms)
+            entries = await self._read_due(slot, from_ms, until_ms)
+            shard.load(entries)
+            if len(entries) >= PAGE_ENTRIES:
+                shard.shrink(entries[-1][0] + 1)
             self._runner.touch(slot)
+
+    async def _read_due(self, slot: Slot, from_ms: Ms, until_ms: Ms) -> list[Due]:
+        """A page of what is due, and all that is due in its last millisecond."""
+
+        def read() -> list[Due]:
+            entries = page = slot.store.due(from_ms, until_ms, PAGE_ENTRIES)
+            while len(page) == PAGE_ENTRIES:
+                page = slot.store.due(page[-1].due_ms, page[-1].due_ms + 1, PAGE_ENTRIES, page[-1])
+                entries += page
+            return entries
+
+        return await self._runner.store.read(read)
 
     def _has_share(self, slot: Slot) -> bool:
         """True when the wheel holds enough, and the near future among it."""
         near = slot.shard.horizon_ms <= self._runner.clock.now_ms() + FIRST_WINDOW_MS
         return len(slot.shard.wheel) > self._entries_max // 2 and not near
-
-    async def _read_due(self, slot: Slot, from_ms: Ms, until_ms: Ms, limit: int) -> list[Entry]:
-        return await self._runner.store.read(lambda: slot.store.due(from_ms, until_ms, limit))
 
     # --- rows at hand ---
 
@@ -161,31 +172,81 @@ class Keeper:
                     break
         return entries
 
+    # --- the clock ---
+
+    async def watch_clock(self) -> None:
+        """A step of the host's clock: backward, the wheels turn back; far forward, firing is held for a while.
+
+        Nothing fires twice after a step back, for what was fired is logged. A wrong step forward would fire everything
+        early, and nobody else is there to ask, so it is held long enough for an operator's alarm and for a second
+        step that takes it back.
+        """
+        clock = self._runner.clock
+        step_ms = self._steps.observe(clock.now_ms(), clock.monotonic_ms())
+        if not step_ms:
+            return
+        self._metrics.clock_stepped(step_ms)
+        log.warning("the host's clock stepped", extra={"step_ms": step_ms})
+        if step_ms >= FORWARD_STEP_MS:
+            self._runner.hold_until_ms = clock.now_ms() + HOLD_MS
+        elif step_ms < 0:
+            self._runner.hold_until_ms = 0
+            for slot in self._runner.slots.values():
+                slot.shard.wheel.rebuild(clock.now_ms())
+                self._runner.touch(slot)
+
     # --- the store ---
 
     async def flush(self) -> None:
         """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
         async with self._flush_lock:
             now_ms = self._runner.clock.now_ms()
-            changed = [slot for slot in self._runner.slots.values() if slot.shard.table.active]
+            changed = [
+                slot
+                for slot in self._runner.slots.values()
+                if slot.shard.table.active or slot.shard.table.frozen
+            ]
             for at in range(0, len(changed), SHARDS_PER_FLUSH):
                 await self._flush_some(changed[at : at + SHARDS_PER_FLUSH])
             self.flushed_ms = now_ms
 
     async def _flush_some(self, slots: list[Slot]) -> None:
-        work = []
-        for slot in slots:
-            applied = slot.applied_now()
-            work.append((slot.store, slot.shard.table.freeze(), applied))
-        await self._runner.store.flush(
-            lambda: [store.flush(changes, applied) for store, changes, applied in work]
-        )
+        """Flush these shards. On a full disk their sets stay frozen, new work is refused, and the next flush retries."""
+        work = [(slot.store, *self._frozen(slot)) for slot in slots]
+        try:
+            seconds = await self._runner.store.flush(lambda: self._flush_now(work))
+        except StoreFailed as error:
+            if error.reason != "STORE_FULL":
+                raise
+            if not self._runner.store_full:
+                log.critical("the disk is full: changes wait in memory, new work is refused")
+            self._runner.store_full = True
+            return
+        self._runner.store_full = False
         keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
         for slot in slots:
             before_bytes = slot.shard.table.bytes_held
             slot.shard.table.thaw(keep_until_ms)
             self._runner.table_bytes += slot.shard.table.bytes_held - before_bytes
         self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
+        self._metrics.observe_flush(seconds)
+
+    def _frozen(self, slot: Slot) -> tuple[Changes, Applied]:
+        """The shard's frozen set, frozen now unless an earlier flush of it failed."""
+        table = slot.shard.table
+        if table.frozen is None:
+            slot.frozen_at = slot.applied_now()
+            table.freeze()
+        assert table.frozen is not None
+        return table.frozen, slot.frozen_at
+
+    def _flush_now(self, work: list[tuple[ShardStore, Changes, Applied]]) -> float:
+        """In the store's thread; the seconds it took."""
+        start_s = self._runner.clock.monotonic()
+        for store, changes, applied in work:
+            if store.applied.index < applied.index or changes:
+                store.flush(changes, applied)
+        return self._runner.clock.monotonic() - start_s
 
     async def checkpoint(self) -> None:
         """Make the stores durable, shard by shard, then let go of the WAL segments that they cover."""

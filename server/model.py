@@ -200,7 +200,7 @@ class HttpTarget:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a user said a job should be, decoded from its stored bytes (`record.decode_spec`)."""
+    """What a user said a job should be, decoded from its stored bytes (`spec.decode_spec`)."""
 
     schedule: Schedule
     target: HttpTarget

@@ -7,7 +7,7 @@
 Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chance comes from the draft's `Random`.
 """
 
-from tickwheel.server import codec, retry, schedule
+from tickwheel.server import retry, schedule
 from tickwheel.server.command import (
     Due,
     Ended,
@@ -28,6 +28,7 @@ from tickwheel.server.model import (
     Spec,
     Status,
 )
+from tickwheel.server.spec import decode_spec
 from tickwheel.server.steps import armed, end_live, record_missed, settle
 
 ATTEMPTS_KEPT_MAX = 100
@@ -44,7 +45,7 @@ def due(draft: Draft, command: Due) -> None:
     job, status = found
     if status.state != JobState.SCHEDULED or status.due_ms != command.due_ms:
         return
-    spec = codec.decode_spec(job.spec)
+    spec = decode_spec(job.spec)
     if command.missed is not None:
         status = record_missed(draft, command.job_row, job, status, command.missed)
     started = command.fired_ms or command.buffered_ms
@@ -83,7 +84,7 @@ def expire(draft: Draft, command: Expire) -> None:
     if status.state == JobState.SCHEDULED or status.due_ms != command.due_ms:
         return
     if status.live:
-        spec = codec.decode_spec(job.spec)
+        spec = decode_spec(job.spec)
         draft.put_status(command.job_row, status._replace(due_ms=draft.now_ms + spec.retention_ms))
         return
     draft.drop(command.job_row, job)
@@ -97,7 +98,7 @@ def ended(draft: Draft, command: Ended) -> None:
     if execution is None or found is None:
         return
     job, status = found
-    spec = codec.decode_spec(job.spec)
+    spec = decode_spec(job.spec)
     execution = _with_attempt(execution, command)
     state, reason, due_ms = _judge(draft, spec, status, execution, outcome)
     if state == ExecutionState.RETRYING:

@@ -49,6 +49,7 @@ _SEGMENT_HEADER = Struct("<8sII16s16sQQ")
 _SHARD_MARK = Struct("<H6xQQQQQ")
 _PADDING = tuple(bytes(-length % ALIGN_BYTES) for length in range(ALIGN_BYTES))
 _NO_RECORD = bytes(HEADER_BYTES)
+_ZEROS = bytes(1 << 16)
 
 assert _HEADER.size == HEADER_BYTES
 assert _BATCH_END.size % ALIGN_BYTES == 0, (
@@ -77,9 +78,9 @@ class RecordType(IntEnum):
     SEGMENT_HEADER = 7
 
 
-_KNOWN_TYPES = frozenset(int(kind) for kind in RecordType)
 _TYPES = {int(kind): kind for kind in RecordType}
 _FRAMING = frozenset({RecordType.BATCH_END, RecordType.SEGMENT_HEADER})
+_SHARD_TYPES = frozenset(_TYPES) - _FRAMING
 _BATCH_END_TAIL = bytes([RecordType.BATCH_END]) + bytes(19)
 """Bytes 12..32 of every BATCH_END: type, and zeros for flags, shard, epoch and index."""
 
@@ -149,10 +150,24 @@ class BatchEnd(NamedTuple):
 
 
 def advance(marks: dict[int, ShardMark], records: Sequence[Record]) -> None:
-    """Bring a table of shards up to date with records that became durable."""
+    """Bring a table of shards up to date with records that became durable.
+
+    Of a run of a shard's entries only the last one counts, so a batch costs one new mark a shard and not one a record.
+    """
+    ends: dict[int, Record] = {}
     for record in records:
-        mark = marks.get(record.shard, ShardMark())
-        marks[record.shard] = _advanced(mark, record)
+        if record.type is RecordType.ENTRY:
+            ends[record.shard] = record
+        else:
+            _move(marks, ends.pop(record.shard, None))
+            _move(marks, record)
+    for record in ends.values():
+        _move(marks, record)
+
+
+def _move(marks: dict[int, ShardMark], record: Record | None) -> None:
+    if record is not None:
+        marks[record.shard] = _advanced(marks.get(record.shard, ShardMark()), record)
 
 
 def _advanced(mark: ShardMark, record: Record) -> ShardMark:
@@ -236,7 +251,11 @@ def segment_header_bytes(shards: Mapping[int, ShardMark]) -> int:
 
 def written_bytes(data: bytes) -> int:
     """Where the zeros to the end of a segment begin; 0 for one that nothing was written to."""
-    return len(data.rstrip(b"\0"))
+    end = len(data)
+    while data.endswith(_ZEROS, 0, end):
+        end -= len(_ZEROS)
+    start = max(end - len(_ZEROS), 0)
+    return start + len(data[start:end].rstrip(b"\0"))
 
 
 def _read(data: bytes, at: int, batch_start: int, seed: int) -> tuple[Record, int] | Bad:
@@ -258,7 +277,7 @@ def _read(data: bytes, at: int, batch_start: int, seed: int) -> tuple[Record, in
     end += -length % ALIGN_BYTES
     if crc32(payload, seed) != payload_crc:
         return Bad(at, end, batch_start, "the crc of a record's payload is wrong")
-    if kind not in _KNOWN_TYPES:
+    if kind not in _TYPES:
         return Bad(at, end, batch_start, f"a record of the unknown type {kind}")
     return Record(_TYPES[kind], shard, epoch, index, payload, flags), end
 
@@ -299,7 +318,41 @@ def scan(data: bytes, segment_id: int, start: int, sequence: int) -> Iterator[Ba
 
 def _read_batch(data: bytes, segment_id: int, start: int, sequence: int) -> Batch | Bad:
     seed = segment_id & 0xFFFFFFFF
+    return _whole_batch(data, start, seed, sequence) or _read_slowly(data, start, seed, sequence)
+
+
+def _whole_batch(data: bytes, start: int, seed: int, sequence: int) -> Batch | None:
+    """The batch if it is as it was written. Its own crc covers all of it, so the records' are not computed."""
     records: list[Record] = []
+    at = start
+    last = len(data) - HEADER_BYTES
+    while at <= last:
+        _, length, _, kind, flags, shard, epoch, index = _HEADER.unpack_from(data, at)
+        if kind == RecordType.BATCH_END:
+            return _closed(data, seed, Batch(sequence, start, at, records))
+        if kind not in _SHARD_TYPES:
+            return None
+        body = at + HEADER_BYTES
+        payload = data[body : body + length]
+        records.append(Record(_TYPES[kind], shard, epoch, index, payload, flags))
+        at = body + length + -length % ALIGN_BYTES
+    return None
+
+
+def _closed(data: bytes, seed: int, batch: Batch) -> Batch | None:
+    """The batch with its BATCH_END at `batch.end` taken in, if that agrees."""
+    end = _read(data, batch.end, batch.start, seed)
+    if isinstance(end, Bad):
+        return None
+    body = memoryview(data)[batch.start : batch.end]
+    if _closing_fault(end[0].payload, body, len(batch.records), seed, batch.sequence):
+        return None
+    return batch._replace(end=end[1])
+
+
+def _read_slowly(data: bytes, start: int, seed: int, sequence: int) -> Bad:
+    """Record by record, to name what is wrong with a batch."""
+    count = 0
     at = start
     while True:
         found = _read(data, at, start, seed)
@@ -310,14 +363,17 @@ def _read_batch(data: bytes, segment_id: int, start: int, sequence: int) -> Batc
             break
         if record.type is RecordType.SEGMENT_HEADER:
             return Bad(at, end, start, "a SEGMENT_HEADER inside a segment")
-        records.append(record)
+        count += 1
         at = end
-    fault = _closing_fault(record.payload, data[start:at], len(records), seed, sequence)
-    return Bad(start, start, start, fault) if fault else Batch(sequence, start, end, records)
+    fault = _closing_fault(record.payload, memoryview(data)[start:at], count, seed, sequence)
+    assert fault, "a batch that is not whole has a fault"
+    return Bad(start, start, start, fault)
 
 
-def _closing_fault(payload: bytes, body: bytes, count: int, seed: int, sequence: int) -> str:
+def _closing_fault(payload: bytes, body: memoryview, count: int, seed: int, sequence: int) -> str:
     """What a BATCH_END says that is not so; empty if it agrees."""
+    if len(payload) != _BATCH_END.size:
+        return f"the end of a batch says {len(payload)} bytes, not {_BATCH_END.size}"
     told_sequence, told_count, crc, size = _BATCH_END.unpack(payload)
     if told_sequence != sequence:
         return f"batch {told_sequence} where batch {sequence} should be"

@@ -91,10 +91,10 @@ class Segment:
 
     def note(self, records: Sequence[Record]) -> None:
         """Remember the indexes of the entries among `records`."""
+        highest = self.highest
         for entry in records:
-            if entry.type is RecordType.ENTRY:
-                known = self.highest.get(entry.shard, 0)
-                self.highest[entry.shard] = max(known, entry.index)
+            if entry.type is RecordType.ENTRY and entry.index > highest.get(entry.shard, 0):
+                highest[entry.shard] = entry.index
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ Must never import: the doors, `node`. It alone knows both the machine (`shard`) 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -35,7 +36,7 @@ from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Un
 from tickwheel.server.fire import Fire, Outcome, OutcomeKind
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.model import Effects, ExecutionState, JobRow, Ms, Row
 from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants, merge
 from tickwheel.server.record import Record, RecordType
@@ -77,6 +78,14 @@ class Clock(Protocol):
 
     def now_ms(self) -> Ms:
         """Wall time."""
+        ...
+
+    def monotonic_ms(self) -> int:
+        """Time that only grows, through suspension too."""
+        ...
+
+    def monotonic(self) -> float:
+        """The same in seconds."""
         ...
 
 
@@ -132,6 +141,7 @@ class Slot:
     cold: list[Entry] = field(default_factory=list[Entry])
     warming: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+    frozen_at: Applied = field(default_factory=Applied)
 
     def applied_now(self) -> Applied:
         """How far the table is, for the store that it is flushed to."""
@@ -335,6 +345,8 @@ class Runner:
         records: list[Record] = []
         for work in group:
             slot = work.slot
+            for kind, count in Counter(map(type, work.commands)).items():
+                self._metrics.count_command(kind.__name__, count)
             work.effects, work.replies = slot.shard.decide(work.commands, work.rows, now_ms)
             if work.effects is not None:
                 slot.index += 1
@@ -353,6 +365,9 @@ class Runner:
                 before_bytes = table.bytes_held
                 work.slot.shard.settle(work.commands, work.effects)
                 work.slot.applied = work.slot.index
+                for _, data in work.effects.ended:
+                    state = ExecutionState(codec.execution_columns(data)[1])
+                    self._metrics.count_ended(state.name)
                 self.table_bytes += table.bytes_held - before_bytes
 
     def _reply(self, group: list[Work]) -> None:

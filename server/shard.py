@@ -41,6 +41,7 @@ from tickwheel.server.model import (
     Status,
 )
 from tickwheel.server.reading import Wants, collect
+from tickwheel.server.spec import decode_spec
 from tickwheel.server.steps import LIVE_MAX
 from tickwheel.server.table import GONE, Partly, Table
 from tickwheel.server.wheel import Wheel
@@ -239,7 +240,7 @@ class Shard:
     def _fire_occurrence(
         self, row: Row, job: JobRow, status: Status, now_ms: Ms, fired: Fired
     ) -> None:
-        spec = codec.decode_spec(job.spec)
+        spec = decode_spec(job.spec)
         plan = schedule.compile(spec.schedule, spec.window)
         fire_ms, missed = misfire.resolve(spec, plan, status.next_ms, now_ms)
         late = now_ms - status.due_ms > LATE_MS
@@ -296,7 +297,7 @@ class Shard:
         status = codec.decode_status(job.status)
         if status.state == JobState.PAUSED and execution.kind == ExecutionKind.OCCURRENCE:
             return
-        spec = codec.decode_spec(job.spec)
+        spec = decode_spec(job.spec)
         late = now_ms - due_ms > LATE_MS
         fired.fires.append(self._launch(row, execution, status, spec, late))
 

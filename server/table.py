@@ -104,6 +104,10 @@ class Table:
         """Bytes of unflushed rows, with their overhead; the cache is bounded apart."""
         return self.active.bytes_held + (self.frozen.bytes_held if self.frozen else 0)
 
+    def _sets(self) -> tuple[Changes, ...]:
+        """The change sets, older first."""
+        return (self.active,) if self.frozen is None else (self.frozen, self.active)
+
     # --- look-ups ---
 
     def find(self, namespace: str, name: str) -> Row | Mark:
@@ -145,8 +149,7 @@ class Table:
 
     def due_between(self, from_ms: Ms, until_ms: Ms) -> Iterator[tuple[Ms, Row, bytes]]:
         """(due, row, status) of the unflushed jobs with from <= due < until. A later set's word stands."""
-        sets = [self.active] if self.frozen is None else [self.frozen, self.active]
-        for changes in sets:
+        for changes in self._sets():
             for row, job in changes.jobs.items():
                 if from_ms <= (due_ms := status_due_ms(job.status)) < until_ms:
                     yield due_ms, row, job.status
@@ -156,9 +159,8 @@ class Table:
 
     def live_unflushed(self) -> Iterator[tuple[Row, bytes]]:
         """The live executions that the store does not hold yet, or holds in an older form."""
-        if self.frozen is not None:
-            yield from self.frozen.live.items()
-        yield from self.active.live.items()
+        for changes in self._sets():
+            yield from changes.live.items()
 
     # --- changes ---
 
@@ -238,13 +240,19 @@ class Table:
                 self.admit(((row, job),), ())
 
     def admit(self, jobs: Iterable[tuple[Row, JobRow]], live: Iterable[tuple[Row, bytes]]) -> None:
-        """Keep rows that were read from the store. The caller vouches that no thaw happened since the reading began."""
+        """Keep rows that were read from the store. The caller vouches that no thaw happened since the reading began.
+
+        What a change set knows better is not kept: it would come back to light, stale, when that set is forgotten.
+        """
         for row, job in jobs:
-            if row not in self._jobs:
+            if row not in self._jobs and not any(
+                row in c.jobs or row in c.drops for c in self._sets()
+            ):
                 self._jobs[row] = job
                 self._cache_bytes += _job_bytes(job)
         for row, data in live:
-            self._live[row] = data
+            if not any(row in c.live or row in c.ended for c in self._sets()):
+                self._live[row] = data
         self._shrink()
 
     def _shrink(self) -> None:

@@ -155,7 +155,8 @@ class WalThread:
         self._loop = loop
         self._on_fatal = on_fatal
         self._queue = Queue(journal.options.queue_bytes_max)
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
         self._failed: Fatal | None = None
         self._closing = False
         self._keeper = _Keeper(journal, loop, self._fail)
@@ -186,13 +187,14 @@ class WalThread:
         """Queue records; the future is done when they are durable."""
         future: asyncio.Future[None] = self._loop.create_future()
         submission = Submission(records, self._journal.check(records), future)
-        with self._ready:
+        with self._lock:
             if self._failed is not None:
                 raise self._failed
             if self._closing:
                 raise WalFailed("the journal is closed")
+            if not self._queue:
+                self._ready.notify()
             self._queue.put(submission)
-            self._ready.notify()
         return future
 
     async def truncate_through(self, durable: Mapping[int, int]) -> list[str]:

@@ -179,11 +179,11 @@ class Wheel:
         for level in reversed(self._levels):
             if level.shift and level.first <= now_ms >> level.shift:
                 begun += level.take_through(now_ms >> level.shift)
-        if begun:
+        due = self._levels[0].take_through(now_ms) if self._levels else []
+        if begun:  # only now: no bitmap may span the time that was jumped over
             self._scatter(begun)
-        if self._levels and self._levels[0].first <= now_ms:
-            for slot in self._levels[0].take_through(now_ms):
-                self._ready.append(slot[0], slot)
+        for slot in due:
+            self._ready.append(slot[0], slot)
 
     def _scatter(self, slots: list[Slot]) -> None:
         """Put the entries of outer slots in their places, before what lies there: they were added earlier."""
@@ -235,19 +235,20 @@ class _Level:
             self.scan = (0, 0, 0)
 
     def find_first(self) -> None:
+        """Look the first slot up in the bitmap, and let that begin nearer when it has grown long."""
         lowest = self.occupied & -self.occupied
         self.first = self.base + lowest.bit_length() - 1 if lowest else NEVER
+        if lowest and self.first - self.base > 2 * SLOTS:
+            self.occupied >>= self.first - SLOTS - self.base
+            self.base = self.first - SLOTS
 
     def take_through(self, number: int) -> list[Slot]:
-        """Take the slots up to this one, whole and in order. Now and then the bitmap's begin moves on."""
+        """Take the slots up to this one, whole and in order."""
         taken: list[Slot] = []
         while self.first <= number:
             taken.append(self.slots.pop(self.first))
             self.occupied &= self.occupied - 1
             self.find_first()
-        if number - self.base >= SLOTS:
-            self.occupied >>= number - self.base
-            self.base = number
         return taken
 
     def drain(self) -> list[Slot]:
@@ -323,8 +324,8 @@ class _Ready:
         return slot
 
     def put(self, due_ms: Ms, slot: Slot) -> None:
-        if due_ms not in self.slots:
-            heapq.heappush(self.heap, due_ms)
+        assert due_ms not in self.slots, "a time falls due once"
+        heapq.heappush(self.heap, due_ms)
         self.slots[due_ms] = slot
 
     def append(self, due_ms: Ms, slot: Slot) -> None:

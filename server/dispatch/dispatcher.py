@@ -225,10 +225,17 @@ class Dispatcher:
                 outcome = await self._attempt(work)
             finally:
                 self._release(target, work.fire)
+            self._report(work, outcome)
+            taken = self._take()
+
+    def _report(self, work: _Work, outcome: Outcome) -> None:
+        try:
             if self._observe is not None:
                 self._observe(work.fire, outcome)
             work.done(work.fire, outcome)
-            taken = self._take()
+        except Exception:
+            # A fault of whom we report to must not take this worker, and the turns of others, with it.
+            log.exception("an outcome could not be reported", extra={"id": work.fire.id})
 
     async def _attempt(self, work: _Work) -> Outcome:
         fire = work.fire

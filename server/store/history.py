@@ -27,7 +27,9 @@ from tickwheel.server.store import sqlite
 FORMAT: Final = 1
 
 # job_row, state, create_ms, scheduled_ms, due_ms, attempt, namespace, job
-ExecutionColumns = Callable[[bytes], tuple[Row, int, Ms, Ms, Ms, int, str, str]]
+Columns = tuple[Row, int, Ms, Ms, Ms, int, str, str]
+ExecutionColumns = Callable[[bytes], Columns]
+_Ended = tuple[Row, Columns, bytes]
 
 _SCHEMA: Final = f"""
 CREATE TABLE namespace (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -84,9 +86,9 @@ class Namespaces:
 class _DayFile:
     """The writer's side of one day."""
 
-    __slots__ = ("_columns", "_db", "_namespaces")
+    __slots__ = ("_db", "_namespaces")
 
-    def __init__(self, path: Path, cache_bytes: int, columns: ExecutionColumns) -> None:
+    def __init__(self, path: Path, cache_bytes: int) -> None:
         self._db = sqlite.connect(path, cache_bytes=cache_bytes, synchronous="FULL")
         try:
             sqlite.create(self._db, _SCHEMA, FORMAT, path)
@@ -94,21 +96,19 @@ class _DayFile:
         except BaseException:
             self._db.close()
             raise
-        self._columns = columns
 
-    def write(self, rows: list[tuple[Row, bytes]]) -> None:
+    def write(self, rows: list[_Ended]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            _PUT.run(self._db, [self._values(row, data) for row, data in rows])
+            _PUT.run(self._db, [self._values(*ended) for ended in rows])
             self._db.execute("COMMIT")
         except BaseException:
             self.rollback()
             raise
+        self._db.execute("PRAGMA shrink_memory")  # one file at a time may hold a write cache
 
-    def _values(self, row: Row, data: bytes) -> tuple[sqlite.Value, ...]:
-        job_row, state, create_ms, scheduled_ms, _due, _attempt, namespace, job = self._columns(
-            data
-        )
+    def _values(self, row: Row, columns: Columns, data: bytes) -> tuple[sqlite.Value, ...]:
+        job_row, state, create_ms, scheduled_ms, _due, _attempt, namespace, job = columns
         number = self._namespaces.number(self._db, namespace)
         return (row, number, job_key(namespace, job), job_row, state, create_ms, scheduled_ms, data)
 
@@ -160,9 +160,10 @@ class History:
 
     def write(self, ended: Mapping[Row, bytes]) -> None:
         """Put every execution into its day's file: one synced transaction a file."""
-        by_day: dict[int, list[tuple[Row, bytes]]] = {}
+        by_day: dict[int, list[_Ended]] = {}
         for row, data in ended.items():
-            by_day.setdefault(self._columns(data)[2] // MS_PER_DAY, []).append((row, data))
+            columns = self._columns(data)
+            by_day.setdefault(columns[2] // MS_PER_DAY, []).append((row, columns, data))
         for day in sorted(by_day):
             self._file(day).write(by_day[day])
 
@@ -229,7 +230,7 @@ class History:
     def _file(self, day: int) -> _DayFile:
         file = self._open.get(day)
         if file is None:
-            file = self._open[day] = _DayFile(self._path(day), self._cache_bytes, self._columns)
+            file = self._open[day] = _DayFile(self._path(day), self._cache_bytes)
             if day not in self._days:
                 self._days = tuple(sorted((*self._days, day), reverse=True))
         return file

@@ -228,11 +228,7 @@ class ShardStore:
             raise
         self.applied = applied
         self._top_row = max(self._top_row, max(changes.jobs, default=0))
-        if (
-            len(changes.jobs) + len(changes.statuses) + len(changes.live)
-            >= self._options.large_flush_rows
-        ):
-            self._close_writer()
+        self._give_back(len(changes.jobs) + len(changes.statuses) + len(changes.live))
 
     def checkpoint(self) -> bool:
         """Move all that was flushed into the database files, fsynced; True when all of it was, and `durable` moves.
@@ -311,6 +307,13 @@ class ShardStore:
         if self._write is None:
             self._write = sqlite.connect(self._path, cache_bytes=self._options.write_cache_bytes)
         return self._write
+
+    def _give_back(self, rows: int) -> None:
+        """Free what a flush of so many rows took: one shard at a time may hold a write cache, not all of them."""
+        if rows >= self._options.large_flush_rows:
+            self._close_writer()
+        else:
+            self._writer().execute("PRAGMA shrink_memory")
 
     def _close_writer(self) -> None:
         if self._write is not None:

@@ -64,7 +64,7 @@ class _Worker:
         self._waiting = 0
         self._waiting_max = waiting_max
         self._closed = False
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()  # bounded: by waiting_max
         # A daemon: when the process must go at once (a failed fsync), a long list does not hold it.
         self._thread = Thread(target=self._run, name=f"store-{name}", daemon=True)
         self._thread.start()

@@ -86,12 +86,12 @@ def test_flush_of_nothing_moves_applied(store: Store) -> None:
     assert store.applied == Applied(5, 1, 9, NOW)
 
 
-def test_due_is_ordered_half_open_and_of_scheduled_jobs_only(store: Store) -> None:
+def test_due_is_ordered_and_half_open(store: Store) -> None:
     jobs = {
         1: job("late", due_ms=NOW + 30),
         2: job("early", due_ms=NOW + 10, generation=3),
-        3: job("paused", due_ms=NOW + 20, state=JobState.PAUSED),
-        4: job("done", due_ms=0),
+        3: job("paused", due_ms=0, state=JobState.PAUSED),
+        4: job("kept until then", due_ms=NOW + 25, state=JobState.COMPLETED),
         5: job("edge", due_ms=NOW + 40),
     }
     live = {6: execution(1, "late", due_ms=NOW + 20, attempt=2), 7: execution(1, "late", due_ms=0)}
@@ -99,9 +99,10 @@ def test_due_is_ordered_half_open_and_of_scheduled_jobs_only(store: Store) -> No
     assert store.due(NOW + 10, NOW + 40, 10) == [
         Due(NOW + 10, 2, 3),
         Due(NOW + 20, 6, -3),
+        Due(NOW + 25, 4, 1),
         Due(NOW + 30, 1, 1),
     ]
-    assert store.due(NOW + 11, NOW + 41, 2) == [Due(NOW + 20, 6, -3), Due(NOW + 30, 1, 1)]
+    assert store.due(NOW + 11, NOW + 41, 2) == [Due(NOW + 20, 6, -3), Due(NOW + 25, 4, 1)]
 
 
 def test_due_pages_through_one_instant(store: Store) -> None:

@@ -82,7 +82,7 @@ STEPS = st.one_of(
     FLUSHES,
     FLUSHES,
     st.just(("checkpoint",)),
-    st.tuples(st.just("crash"), st.sampled_from(["kill", "power, main lost", "power, all lost"])),
+    st.tuples(st.just("crash"), st.sampled_from(["kill", "power"])),
     st.tuples(st.just("trim"), st.sampled_from(JOB_ROWS), st.integers(0, 3)),
     st.tuples(st.just("expire"), st.integers(0, 3)),
 )
@@ -140,15 +140,12 @@ class Pair:
         self.generation += 1
         new = self._home()
         for path in old.glob("*.db*"):
-            journal = path.name.endswith("-wal")
-            lost = journal and (
-                what == "power, all lost" or (what != "kill" and "day" not in path.name)
-            )
-            if not lost and not path.name.endswith("-shm"):
+            unsynced = path.name.endswith("-wal") and "day" not in path.name
+            if not (what == "power" and unsynced) and not path.name.endswith("-shm"):
                 shutil.copy(path, new / path.name)
         self.real.close()
         self.real = ShardStore.open(new, SHARD, OPTIONS)
-        self.model.crash(keep_main=what == "kill", keep_history=what != "power, all lost")
+        self.model.crash(keep_main=what == "kill")
 
 
 def check(real: ShardStore, model: DictStore) -> None:

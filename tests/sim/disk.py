@@ -13,6 +13,10 @@ from random import Random
 SECTOR_BYTES = 512
 
 
+class PowerCut(Exception):
+    """The power failed in the middle of a call. Then `crash()` says what is left."""
+
+
 @dataclass
 class _File:
     """`cached` is what reads see, `durable` what a crash leaves for sure; `dirty` the writes between the two."""
@@ -39,6 +43,7 @@ class SimHandle:
             self._put(data[:done], offset)
             raise OSError(errno.EIO, "injected: write")
         self._put(data, offset)
+        self._disk.step()
 
     def _put(self, data: bytes, offset: int) -> None:
         self._file.cached[offset : offset + len(data)] = data
@@ -47,6 +52,7 @@ class SimHandle:
     def fdatasync(self) -> None:
         """Make the cache durable. An injected error loses it, yet reads still see it, and it counts as clean."""
         self._disk.syncs += 1
+        self._disk.step()
         if self._disk.syncs == self._disk.fail_sync_at:
             self._file.dirty.clear()
             raise OSError(errno.EIO, "injected: fdatasync")
@@ -68,6 +74,8 @@ class SimDisk:
         self.syncs = 0
         self.fail_write_at = 0
         self.fail_sync_at = 0
+        self.steps = 0
+        self.cut_at = 0
 
     # --- the port ---
 
@@ -82,6 +90,7 @@ class SimDisk:
             raise OSError(errno.ENOSPC, "no space left")
         self.unlinked.pop(name, None)
         self.files[name] = _File(bytearray(size), bytes(size))
+        self.step()
 
     def read(self, name: str) -> bytes:
         """What the cache holds."""
@@ -94,9 +103,11 @@ class SimDisk:
     def unlink(self, name: str) -> None:
         """Remove a name; a crash may bring it back."""
         self.unlinked[name] = self.files.pop(name)
+        self.step()
 
     def sync_directory(self) -> None:
         """Make unlinks durable."""
+        self.step()
         self.unlinked.clear()
 
     def free_bytes(self) -> int:
@@ -104,6 +115,12 @@ class SimDisk:
         return self.capacity - sum(len(file.cached) for file in self.files.values())
 
     # --- what may go wrong ---
+
+    def step(self) -> None:
+        """One more change of the disk; the power fails at the `cut_at`th, after writes and before syncs."""
+        self.steps += 1
+        if self.steps == self.cut_at:
+            raise PowerCut
 
     def sync_file(self, file: _File) -> None:
         """Make one file's writes durable."""
@@ -114,7 +131,7 @@ class SimDisk:
         file.dirty.clear()
 
     def crash(self) -> None:
-        """Power fails and comes back."""
+        """The power comes back after it failed: what was not synced is there or not, as chance has it."""
         for name in sorted(self.unlinked):
             if self.rng.random() < 0.5:
                 self.files[name] = self.unlinked[name]

@@ -1,7 +1,7 @@
 """A shard's store in plain dicts: what `ShardStore` does, without SQLite, for the simulation.
 
 It is the slow truth that the SQL is held against (tests/conformance, tests/property), and the store of simulated nodes:
-`crash` loses what a power cut may lose, from everything since the last checkpoint to nothing.
+`crash` loses what a power cut may lose.
 """
 
 import copy
@@ -59,14 +59,17 @@ class DictStore:
     def close(self) -> None:
         self.checkpoint()
 
-    def crash(self, *, keep_main: bool, keep_history: bool) -> None:
-        """Lose what a crash may lose. History is synced before main is written, so it is never the older of the two."""
-        assert keep_history or not keep_main, "a main file never survives its history"
-        survivor = self._now if keep_main else self._durable
+    def crash(self, *, keep_main: bool, keep_history: bool = True) -> None:
+        """Die and come back: a dead process loses nothing, a power cut what main wrote since its checkpoint.
+
+        History is synced at each commit, before main is written, so it loses nothing; `keep_history=False` is a disk
+        that lied about that, which `durable` covers all the same.
+        """
+        assert keep_history or not keep_main, "main never survives its history"
         ended = self._now.ended if keep_history else self._durable.ended
-        self._now = copy.deepcopy(survivor)
+        if not keep_main:
+            self._now = copy.deepcopy(self._durable)
         self._now.ended = dict(ended)
-        self._durable = copy.deepcopy(self._now) if keep_main else self._durable
         self._announced = Applied()
 
     def flush(self, changes: Changes, applied: Applied) -> None:

@@ -69,8 +69,10 @@ class Users:
             return
         promise = self._rng.choice(promises[-40:])
         command = self._change(promise, chance)
-        promise.firm = promise.firm and isinstance(command, Run)
+        disturbing = not isinstance(command, Run)
+        self._disturbed(promise.name, disturbing)
         reply = await self._call(command)
+        self._disturbed(promise.name, disturbing)
         if not isinstance(command, Cancel) or not isinstance(reply, ChangeReply):
             return
         uid = promise.uid.hex()
@@ -78,6 +80,12 @@ class Users:
         same = reply.view.job.uid == promise.uid
         if same and first and reply.cancellation == Cancellation.BEFORE_DISPATCH:
             promise.cancelled_before = True
+
+    def _disturbed(self, name: str, disturbing: bool) -> None:
+        """A name may have been given anew while the call was on its way: whoever bears it is not firm any more."""
+        for promise in self._world.ledger.promises.values():
+            if promise.name == name and disturbing:
+                promise.firm = False
 
     def _change(self, promise: Promise, chance: float) -> NamedCommand:
         name = promise.name

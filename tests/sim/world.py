@@ -99,8 +99,16 @@ def spec_bytes(once_ms: Ms, period_ms: int, salt: int) -> bytes:
         job.schedule.once.scheduled_time.FromMilliseconds(once_ms)
     else:
         job.schedule.every.period.FromMilliseconds(period_ms)
-        job.overlap_policy = job_pb2.OVERLAP_POLICY_SKIP
-    job.retry_policy.max_attempts = 4
+    job.overlap_policy = (
+        job_pb2.OVERLAP_POLICY_ALLOW_ALL if once_ms else job_pb2.OVERLAP_POLICY_SKIP
+    )
+    job.misfire.policy = job_pb2.MISFIRE_POLICY_LATEST
+    job.delivery = job_pb2.DELIVERY_AT_LEAST_ONCE
+    job.retention.duration.FromSeconds(86_400)
+    retry = job.retry_policy
+    retry.max_attempts, retry.max_doublings = 4, 4
+    retry.min_backoff.FromMilliseconds(200)
+    retry.max_backoff.FromMilliseconds(2_000)
     return job.SerializeToString(deterministic=True)
 
 
@@ -128,7 +136,6 @@ class World:
         self.config = Config(
             data_dir="/simulated",
             shards=SHARDS,
-            segment_bytes=64 * 1024,
             wal_low_water_bytes=0,
             flush_interval_ms=700,
             checkpoint_interval_ms=2_500,

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.sim.disk import SimDisk, sectors
+from tests.sim.disk import PowerCut, SimDisk, sectors
 
 from tickwheel.server.files import Files, OsFiles
 
@@ -48,7 +48,11 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files = OsFiles(tmp_path)
     files.create_filled("a", 8)
     whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: whole(fd, data[:3], at))
+
+    def short(descriptor: int, data: bytes, offset: int) -> int:
+        return whole(descriptor, data[:3], offset)
+
+    monkeypatch.setattr(os, "pwrite", short)
     handle = files.open("a")
     handle.pwrite(b"abcdefgh", 0)
     handle.close()
@@ -141,6 +145,21 @@ def test_a_failed_write_a_full_disk_and_a_flipped_bit() -> None:
     twin = disk.clone()
     twin.flip("a", 9)
     assert twin.read("a")[1] == disk.read("a")[1] ^ 2
+
+
+def test_the_power_fails_when_told_and_the_same_seed_gives_the_same_crash() -> None:
+    after: list[bytes] = []
+    for _ in range(2):
+        disk = SimDisk(Random(5))
+        disk.create_filled("a", 4096)
+        disk.cut_at = 3
+        handle = disk.open("a")
+        handle.pwrite(b"x" * 3000, 7)
+        with pytest.raises(PowerCut):
+            handle.fdatasync()
+        disk.crash()
+        after.append(disk.read("a"))
+    assert after[0] == after[1]
 
 
 def test_sectors_are_cut_at_their_borders() -> None:

@@ -23,6 +23,7 @@ from tickwheel.server.record import (
     record_bytes,
     scan,
     segment_header_bytes,
+    written_bytes,
 )
 
 SEGMENT = 7
@@ -123,6 +124,15 @@ def test_a_new_shard_gets_a_mark() -> None:
     assert marks == {6: ShardMark(last_index=1, last_epoch=2)}
 
 
+def test_records_count_in_their_order() -> None:
+    marks: dict[int, ShardMark] = {}
+    three = [Record(RecordType.ENTRY, 1, 1, index) for index in (1, 2, 3)]
+    advance(marks, [*three, Record(RecordType.TRUNCATE, 1, 1, 1)])
+    assert marks == {1: ShardMark(last_index=1, last_epoch=1)}
+    advance(marks, [Record(RecordType.ENTRY, 1, 2, 2), Record(RecordType.PROMISE, 1, 3, 0), *three])
+    assert marks == {1: ShardMark(promised=3, last_index=3, last_epoch=1)}
+
+
 def test_framing_moves_no_mark() -> None:
     with pytest.raises(AssertionError):
         advance({}, [Record(RecordType.BATCH_END, 0, 0, 0)])
@@ -134,6 +144,18 @@ def test_framing_moves_no_mark() -> None:
 def test_zeros_alone_are_a_good_end() -> None:
     assert found(bytes(4096)) == []
     assert found(b"") == []
+
+
+@pytest.mark.parametrize("written", [0, 1, 65_535, 65_536, 65_537, 200_000, 262_144])
+def test_the_zeros_at_the_end_are_told_from_what_was_written(written: int) -> None:
+    for size in (written, written + 1, written + 65_536, written + 100_000):
+        data = b"\0" * max(written - 1, 0) + b"x" * min(written, 1)
+        assert written_bytes(data.ljust(size, b"\0")) == written
+
+
+def test_an_end_of_another_size_is_bad() -> None:
+    data = encode_record(Record(RecordType.BATCH_END, 0, 0, 0, bytes(8)), SEGMENT)
+    assert "says 8 bytes" in only_bad(data).what
 
 
 def test_a_damaged_header_is_named() -> None:

@@ -227,7 +227,7 @@ def test_large_flush(tmp_path: Path) -> None:
     """More rows than a statement takes, with a status, an end and a live execution for many of them."""
     store = ShardStore.open(tmp_path, SHARD, OPTIONS)
     jobs = {row: job(f"j{row}", due_ms=NOW + row) for row in range(1, 12_346)}
-    paused = job("j", state=JobState.PAUSED, due_ms=1).status
+    paused = job("j", state=JobState.PAUSED, due_ms=0).status
     live = {row + 20_000: execution(row, f"j{row}", due_ms=NOW) for row in range(1, 3_000)}
     store.flush(Changed(jobs=jobs, live=live), Applied(1))
     assert store._write is None

@@ -205,7 +205,7 @@ def test_compact_of_a_whole_level_leaves_it_usable() -> None:
     wheel = Wheel(NOW_MS)
     wheel.add(NOW_MS + 5, 1, 1)
     wheel.add(NOW_MS + 5_000, 2, 1)
-    assert wheel.compact(lambda *_: False) == 2
+    assert wheel.compact(lambda due_ms, row, generation: False) == 2
     assert wheel.next_ms() is None
     wheel.check()
     assert wheel.advance(NOW_MS + 400 * DAY_MS, 1) == []
@@ -250,6 +250,35 @@ def test_one_wheel_takes_a_month_of_jumps_without_growing() -> None:
         assert [generation for _, _, generation in wheel.advance(due_ms + 5, 5)] == [1, 2]
         wheel.check()
     assert len(wheel) == 0
+
+
+def test_a_jump_over_days_with_both_levels_occupied_makes_no_long_bitmap() -> None:
+    wheel = Wheel(NOW_MS)
+    wheel.add(NOW_MS + 9, 1, 1)
+    wheel.add(NOW_MS + 12 * DAY_MS, 2, 1)
+    assert wheel.advance(NOW_MS + 12 * DAY_MS - 1, 5) == [(NOW_MS + 9, 1, 1)]
+    wheel.check()
+    assert max(level.occupied.bit_length() for level in wheel._levels) <= 3 * SLOTS
+    assert wheel.advance(NOW_MS + 12 * DAY_MS, 5) == [(NOW_MS + 12 * DAY_MS, 2, 1)]
+
+
+def test_compaction_that_never_lets_anything_fall_due_makes_no_long_bitmap() -> None:
+    wheel = Wheel(0)
+    newest = [0]
+    for row in range(40):
+        assert wheel.advance(row * 1_000, 1) == []
+        wheel.add(row * 1_000 + 1_010, row, 1)
+        newest[0] = row
+        wheel.compact(lambda _due_ms, row, _generation: row == newest[0])
+        wheel.check()
+
+
+def test_a_past_due_entry_and_a_slot_of_the_same_time_after_a_jump_keep_their_order() -> None:
+    wheel = Wheel(0)
+    wheel.add(5_000, 1, 1)
+    assert wheel.advance(4_096 + 10, 1) == []
+    wheel.add(5_000, 2, 1)
+    assert [row for _, row, _ in wheel.advance(6_000, 5)] == [1, 2]
 
 
 def test_entries_of_a_second_come_out_sorted() -> None:

@@ -1,0 +1,191 @@
+"""Creates that wait at the same time travel together.
+
+    create ─┐                 ┌─ call 1 (up to 1,000 creates, 1 MiB) ─┐
+    create ─┼─► waiting ──────┼─ call 2                               ├─► each create its own result or error
+    create ─┘   (in order)    └─ … at most 4 under way ───────────────┘
+
+No timer: a create that finds a free call leaves at once, with those that came in the same turn of the loop; while
+all calls are under way the others wait, so batches grow with load. A create whose item failed in a way that a repeat
+mends goes back into the queue until its deadline; its request_id makes that safe.
+
+Runs on one event loop. `put` alone may be called from other threads, through `put_threadsafe`.
+"""
+
+import asyncio
+import concurrent.futures
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from tickwheel.client.channel import Links, may_repeat
+from tickwheel.client.errors import (
+    DeadlineExceeded,
+    InternalError,
+    TickwheelError,
+    Unavailable,
+    from_status,
+)
+from tickwheel.client.values import JobHandle, handle_of
+from tickwheel.v1 import job_service_pb2 as pb
+
+CALLS_MAX: Final = 4
+BATCH_JOBS_MAX: Final = 1_000
+BATCH_BYTES_MAX: Final = 1024 * 1024
+
+Made = asyncio.Future[JobHandle] | concurrent.futures.Future[JobHandle]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One create: what to send, who waits, until when (the loop's time), how often it failed."""
+
+    request: pb.CreateJobRequest
+    made: Made
+    deadline: float
+    failures: int = 0
+
+    def resolve(self, handle: JobHandle) -> None:
+        if not self.made.done():
+            self.made.set_result(handle)
+
+    def refuse(self, error: TickwheelError) -> None:
+        if not self.made.done():
+            self.made.set_exception(error)
+
+
+class Gatherer:
+    """Gathers creates of one namespace into BatchCreateJobs."""
+
+    def __init__(self, links: Links, parent: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._links = links
+        self._parent = parent
+        self._loop = loop
+        self._waiting: deque[Waiting] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._pausing: dict[int, Waiting] = {}
+        self._woken = False
+
+    def put(self, item: Waiting) -> None:
+        """Queue a create; it leaves at the end of this turn of the loop if a call is free."""
+        self._waiting.append(item)
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._send)
+
+    def put_threadsafe(self, item: Waiting) -> None:
+        """`put` from another thread; the loop is woken once for all that came meanwhile."""
+        self._waiting.append(item)
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._send)
+
+    def _send(self) -> None:
+        self._woken = False
+        while self._waiting and len(self._calls) < CALLS_MAX:
+            batch = self._take()
+            if batch:
+                call = self._loop.create_task(self._carry(batch))
+                self._calls.add(call)
+                call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        if self._waiting:
+            self._send()
+
+    def _take(self) -> list[Waiting]:
+        """The oldest creates that fit into one call; those whose time is over are refused on the way."""
+        batch: list[Waiting] = []
+        size, now = 0, self._loop.time()
+        while self._waiting and len(batch) < BATCH_JOBS_MAX:
+            item = self._waiting[0]
+            if item.made.done() or item.deadline <= now:
+                self._waiting.popleft().refuse(_late())
+                continue
+            size += item.request.ByteSize()
+            if batch and size > BATCH_BYTES_MAX:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _carry(self, batch: list[Waiting]) -> None:
+        deadline = min(item.deadline for item in batch)
+        request = pb.BatchCreateJobsRequest(
+            parent=self._parent, requests=[item.request for item in batch]
+        )
+        try:
+            answer = await self._links.call(
+                lambda stub: stub.BatchCreateJobs,
+                request,
+                timeout_s=max(deadline - self._loop.time(), 0.001),
+            )
+        except TickwheelError as error:
+            self._failed(batch, error)
+        except (
+            BaseException
+        ):  # the client is closing, or this file has a fault: nobody may wait for ever
+            for item in batch:
+                item.refuse(closed())
+            raise
+        else:
+            self._answered(batch, answer)
+
+    def _answered(self, batch: list[Waiting], answer: pb.BatchCreateJobsResponse) -> None:
+        if len(answer.results) != len(batch):
+            fault = InternalError("the server did not answer each create", reason="BAD_ANSWER")
+            self._failed(batch, fault)
+            return
+        for item, result in zip(batch, answer.results, strict=True):
+            kind = result.WhichOneof("result")
+            if kind == "handle":
+                item.resolve(handle_of(result.handle))
+            elif kind == "job":
+                item.resolve(handle_of(result.job))
+            else:
+                self._again_or_refuse(item, from_status(result.error))
+
+    def _failed(self, batch: list[Waiting], error: TickwheelError) -> None:
+        """The whole call failed: its deadline was the oldest create's, so the younger ones may have time left."""
+        for item in batch:
+            if isinstance(error, DeadlineExceeded) and item.deadline > self._loop.time():
+                self.put(item)
+            else:
+                self._again_or_refuse(item, error)
+
+    def _again_or_refuse(self, item: Waiting, error: TickwheelError) -> None:
+        if not may_repeat(error, repeatable=True):
+            item.refuse(error)
+            return
+        item.failures += 1
+        pause_s = self._links.pause_s(error, item.failures)
+        if self._loop.time() + pause_s >= item.deadline:
+            item.refuse(error)
+        else:
+            self._pausing[id(item)] = item
+            self._loop.call_later(pause_s, self._rested, item)
+
+    def _rested(self, item: Waiting) -> None:
+        if self._pausing.pop(id(item), None) is not None:
+            self.put(item)
+
+    async def close(self) -> None:
+        """End the calls under way; every create that still waits is refused."""
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        for item in (*self._waiting, *self._pausing.values()):
+            item.refuse(closed())
+        self._waiting.clear()
+        self._pausing.clear()
+
+
+def closed() -> Unavailable:
+    """What those get who still wait when the client is closed."""
+    text = "the client was closed; whether this was done is unknown"
+    return Unavailable(text, reason="CLIENT_CLOSED")
+
+
+def _late() -> DeadlineExceeded:
+    text = "the time was over before it could be sent: more creates wait than the server takes"
+    return DeadlineExceeded(text, reason="NOT_SENT")

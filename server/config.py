@@ -1,0 +1,477 @@
+"""Floor 1. What an operator can say: one table of options, and everything that is made from it.
+
+The table is the class `Config`: each field has its type, default, limits, unit and words beside it. From it come
+
+    flags         --table-bytes-max 1GiB
+    environment   TICKWHEEL_TABLE_BYTES_MAX=1GiB
+    file          table_bytes_max = "1GiB"          in tickwheel.toml
+    docs          docs/CONFIG.md                    `reference()`; a test keeps the two equal
+
+in this order of precedence, defaults last. A name that nobody knows is refused in flags and in the file. In the
+environment only one that looks like a slip of an option's name is: others share the prefix (Kubernetes sets
+TICKWHEEL_SERVICE_HOST and more beside a Service called `tickwheel`).
+
+A `Config` checks itself, so there is none that breaks a limit. Errors name the option, where the value came from and
+what is allowed, all of them at once.
+
+Must never import: any room but `errors`.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from tickwheel.server.errors import InvalidArgument, Violation
+
+ENV_PREFIX = "TICKWHEEL_"
+FILE_NAME = "tickwheel.toml"
+FILE_BYTES_MAX = 1 << 20
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
+
+UNITS: Mapping[str, Mapping[str, int]] = {
+    "bytes": {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": GIB * KIB},
+    "ms": {"": 1, "ms": 1, "s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS},
+    "": {"": 1},
+}
+TRUE = frozenset({"true", "yes", "on", "1"})
+FALSE = frozenset({"false", "no", "off", "0"})
+
+Value = bool | int | str | tuple[str, ...]
+
+
+class Rule(NamedTuple):
+    """What the table says of an option beside its name, type and default."""
+
+    section: str
+    help: str
+    low: int
+    high: int
+    choices: tuple[str, ...]
+
+
+class Option(NamedTuple):
+    """One line of the table. `unit` is `bytes`, `ms` or empty, read off the name."""
+
+    name: str
+    default: Value
+    unit: str
+    rule: Rule
+
+    @property
+    def flag(self) -> str:
+        """Return the name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """Return the name in the environment."""
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def allowed(self) -> str:
+        """Say in words which values are taken."""
+        if isinstance(self.default, bool):
+            return "true or false"
+        if isinstance(self.default, int):
+            return f"{show(self.rule.low, self.unit)} to {show(self.rule.high, self.unit)}"
+        if isinstance(self.default, tuple):
+            return "networks in CIDR form, comma-separated"
+        return " or ".join(self.rule.choices) or "text"
+
+
+def option(
+    default: Value, section: str, help_text: str, /, *limits: int, choices: tuple[str, ...] = ()
+) -> Any:
+    """Declare a field of `Config`. `limits` are the least and the greatest value of a number."""
+    low, high = limits or (0, 0)
+    rule = Rule(section, help_text, low, high, choices)
+    return dataclasses.field(default=default, metadata={"default": default, "rule": rule})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one node. Raises InvalidArgument when they break a limit or contradict each other."""
+
+    # fmt: off
+    data_dir: str = option("./tickwheel-data", "Node",
+        "Directory of the journal and the stores; one process owns it.")
+    shards: int = option(64, "Node",
+        "How many shards. Fixed when the data directory is created.", 1, 1_024)
+    drain_timeout_ms: int = option(10 * SECOND_MS, "Node",
+        "How long a stop waits for requests in flight.", 0, 10 * MINUTE_MS)
+
+    grpc_listen: str = option("127.0.0.1:7070", "Listeners",
+        "Where the gRPC API listens, host:port; port 0 takes a free one.")
+    http_listen: str = option("127.0.0.1:7080", "Listeners",
+        "Where metrics and health listen, host:port; port 0 takes a free one.")
+    insecure_listen: bool = option(False, "Listeners",
+        "Allow listeners beyond loopback. There is no authentication yet: whoever reaches the port controls every job.")
+    reflection: bool = option(False, "Listeners",
+        "Answer gRPC server reflection.")
+
+    segment_bytes: int = option(64 * MIB, "Journal",
+        "Size of one journal segment; a multiple of 4KiB.", MIB, 4 * GIB)
+    wal_queue_bytes: int = option(64 * MIB, "Journal",
+        "What may wait for the disk; beyond it calls are refused for a moment.", MIB, 4 * GIB)
+    wal_low_water_bytes: int = option(GIB, "Journal",
+        "With less free disk than this, creates are refused, so that outcomes still fit.", 0, 1_024 * GIB)
+
+    table_bytes_max: int = option(512 * MIB, "Store",
+        "Memory for changes that SQLite has not taken yet; at 80 % creates wait, at 100 % the node is unready.",
+        MIB, 256 * GIB)
+    spec_cache_bytes: int = option(256 * MIB, "Store",
+        "Memory for the specs of jobs that are due soon.", MIB, 256 * GIB)
+    flush_interval_ms: int = option(SECOND_MS, "Store",
+        "How often changes go to SQLite; lists and counts are at most this old.", 10, MINUTE_MS)
+    checkpoint_interval_ms: int = option(30 * SECOND_MS, "Store",
+        "How often SQLite is made durable, so that journal segments can go.", 10, HOUR_MS)
+    history_ms: int = option(30 * DAY_MS, "Store",
+        "How long ended executions are kept, by whole days, whatever a job's retention says.", DAY_MS, 3_650 * DAY_MS)
+
+    wheel_horizon_ms: int = option(15 * MINUTE_MS, "Firing",
+        "How far ahead the timing wheel is filled.", 10 * SECOND_MS, DAY_MS)
+    wheel_entries_max: int = option(1_000_000, "Firing",
+        "Entries of all wheels together; a busier window is made shorter.", 1_000, 100_000_000)
+    prefetch_ms: int = option(2 * SECOND_MS, "Firing",
+        "How long before its due time a job's spec is read.", 10, 5 * MINUTE_MS)
+    queue_commands_max: int = option(100_000, "Firing",
+        "Commands that may wait; beyond it calls get RESOURCE_EXHAUSTED.", 1, 10_000_000)
+
+    dispatch_concurrency: int = option(1_024, "Dispatch",
+        "Requests in flight to all targets.", 1, 65_536)
+    dispatch_concurrency_per_target: int = option(256, "Dispatch",
+        "Requests in flight to one target (scheme, host and port).", 1, 65_536)
+    dispatch_queue_max: int = option(20_000, "Dispatch",
+        "Due requests that may wait for their turn; beyond it they stay in the wheel.", 1, 10_000_000)
+    allow_private_targets: tuple[str, ...] = option(("127.0.0.0/8", "::1/128"), "Dispatch",
+        "Networks that jobs may call although they are private. Cloud metadata services stay refused. Empty: none.")
+
+    log_format: str = option("text", "Logs",
+        "How a line is written.", choices=("text", "json"))
+    log_level: str = option("info", "Logs",
+        "What is written.", choices=("debug", "info", "warning", "error"))
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        """Hold every limit and relation."""
+        violations = [v for line in OPTIONS for v in _check(line, getattr(self, line.name))]
+        violations = violations or _relations(self)
+        if violations:
+            raise InvalidArgument.of(violations)
+
+    @property
+    def grpc_address(self) -> tuple[str, int]:
+        """Return host and port of the gRPC API."""
+        return parse_address(self.grpc_listen)
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        """Return host and port of metrics and health."""
+        return parse_address(self.http_listen)
+
+
+def _unit(name: str) -> str:
+    if name.endswith("_ms"):
+        return "ms"
+    return "bytes" if "_bytes" in name else ""
+
+
+OPTIONS: tuple[Option, ...] = tuple(
+    Option(field.name, field.metadata["default"], _unit(field.name), field.metadata["rule"])
+    for field in dataclasses.fields(Config)
+)
+BY_NAME: Mapping[str, Option] = {line.name: line for line in OPTIONS}
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `host:port` or `[v6]:port`. Raises ValueError."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]+)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65_535:  # noqa: PLR2004 - the greatest port
+        raise ValueError(f"{text!r} is not host:port")
+    return match[1] or match[2], int(match[3])
+
+
+def is_loopback(host: str) -> bool:
+    """True for `localhost` and for addresses that no other machine reaches."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _check(line: Option, value: Value) -> list[Violation]:
+    if type(value) is not type(line.default):
+        return [Violation(line.name, f"{value!r} is not {line.allowed}")]
+    if isinstance(value, tuple):
+        return [
+            Violation(line.name, f"{cidr!r} is not a network such as 10.0.0.0/8")
+            for cidr in value
+            if not _is_network(cidr)
+        ]
+    if isinstance(value, str):
+        fits = bool(value) and (not line.rule.choices or value in line.rule.choices)
+    else:
+        fits = isinstance(value, bool) or line.rule.low <= value <= line.rule.high
+    return [] if fits else [Violation(line.name, f"{value!r} is not {line.allowed}")]
+
+
+def _is_network(cidr: str) -> bool:
+    try:
+        ip_network(cidr)
+    except ValueError:
+        return False
+    return True
+
+
+def _relations(config: Config) -> list[Violation]:
+    found = [*_check_listener(config, "grpc_listen"), *_check_listener(config, "http_listen")]
+    same = config.grpc_listen == config.http_listen and not config.grpc_listen.endswith(":0")
+    broken = [
+        ("http_listen", same, "is the gRPC listener's address too"),
+        ("segment_bytes", config.segment_bytes % (4 * KIB) != 0, "is not a multiple of 4KiB"),
+        (
+            "dispatch_concurrency_per_target",
+            config.dispatch_concurrency_per_target > config.dispatch_concurrency,
+            f"is more than dispatch_concurrency ({config.dispatch_concurrency})",
+        ),
+        (
+            "prefetch_ms",
+            config.prefetch_ms > config.wheel_horizon_ms,
+            f"is more than wheel_horizon_ms ({config.wheel_horizon_ms})",
+        ),
+        (
+            "checkpoint_interval_ms",
+            config.checkpoint_interval_ms < config.flush_interval_ms,
+            f"is less than flush_interval_ms ({config.flush_interval_ms})",
+        ),
+    ]
+    found += [
+        Violation(name, f"{getattr(config, name)} {words}")
+        for name, wrong, words in broken
+        if wrong
+    ]
+    return found
+
+
+def _check_listener(config: Config, name: str) -> list[Violation]:
+    try:
+        host, _ = parse_address(getattr(config, name))
+    except ValueError as error:
+        return [Violation(name, f"{error}")]
+    if config.insecure_listen or is_loopback(host):
+        return []
+    words = f"{host} is not loopback and there is no authentication yet; insecure_listen allows it"
+    return [Violation(name, words)]
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def load(
+    flags: Mapping[str, object], env: Mapping[str, str], toml_path: str | Path | None = None
+) -> Config:
+    """Put a Config together: flags, then environment, then file, then defaults. Raises InvalidArgument.
+
+    `flags` are option names with text or ready values; None means not given. `toml_path` must exist if it is given.
+    """
+    layers = [
+        ("file", _read_file(toml_path) if toml_path is not None else {}),
+        ("environment", _read_env(env)),
+        ("flag", {name: value for name, value in flags.items() if value is not None}),
+    ]
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    wrong: list[Violation] = []
+    for source, given in layers:
+        for name, raw in given.items():
+            line = BY_NAME.get(name)
+            if line is None:
+                wrong.append(Violation(name, f"no such option ({source}){_hint(name)}", "UNKNOWN"))
+                continue
+            try:
+                values[name] = _parse(line, raw)
+                sources[name] = _spelled(line, source, toml_path)
+            except ValueError:
+                words = f"{raw!r} is not {line.allowed} (from {_spelled(line, source, toml_path)})"
+                wrong.append(Violation(name, words))
+    if wrong:
+        raise InvalidArgument.of(wrong)
+    try:
+        return Config(**values)
+    except InvalidArgument as error:
+        raise InvalidArgument.of([_with_source(v, sources) for v in error.violations]) from None
+
+
+def _with_source(violation: Violation, sources: Mapping[str, str]) -> Violation:
+    source = sources.get(violation.field, "default")
+    return violation._replace(description=f"{violation.description} (from {source})")
+
+
+def _spelled(line: Option, source: str, toml_path: str | Path | None) -> str:
+    return {"flag": line.flag, "environment": line.env}.get(source, str(toml_path))
+
+
+def _hint(name: str, cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _read_file(path: str | Path) -> dict[str, object]:
+    try:
+        data = Path(path).read_bytes()
+        assert len(data) <= FILE_BYTES_MAX, "a file of settings is small"
+        return tomllib.loads(data.decode())
+    except (OSError, ValueError) as error:
+        raise InvalidArgument.of([Violation("config", f"{path}: {error}")]) from None
+
+
+def _read_env(env: Mapping[str, str]) -> dict[str, object]:
+    """Take the options, and what looks like a slip of one; leave alone what others may have put there."""
+    found: dict[str, object] = {}
+    for key, value in env.items():
+        name = key.removeprefix(ENV_PREFIX).lower()
+        if key.startswith(ENV_PREFIX) and (name in BY_NAME or _hint(name, cutoff=0.85)):
+            found[name] = value
+    return found
+
+
+def _parse(line: Option, raw: object) -> Value:
+    """Turn text, or a value of TOML, into the option's type. Raises ValueError; limits are checked later."""
+    if isinstance(line.default, tuple):
+        return _parse_list(raw)
+    if isinstance(raw, bool | int | str) and type(raw) is type(line.default):
+        return raw
+    if not isinstance(raw, str):
+        raise ValueError  # noqa: TRY004 - the one error of parsing
+    if isinstance(line.default, bool):
+        return _parse_bool(raw)
+    return parse_number(raw, line.unit)
+
+
+def _parse_list(raw: object) -> tuple[str, ...]:
+    if isinstance(raw, str):
+        return tuple(part.strip() for part in raw.split(",") if part.strip())
+    if not isinstance(raw, list | tuple):
+        raise ValueError  # noqa: TRY004 - the one error of parsing
+    texts = [part for part in cast(Sequence[object], raw) if isinstance(part, str)]
+    if len(texts) != len(cast(Sequence[object], raw)):
+        raise ValueError
+    return tuple(texts)
+
+
+def _parse_bool(text: str) -> bool:
+    word = text.strip().lower()
+    if word in TRUE | FALSE:
+        return word in TRUE
+    raise ValueError
+
+
+def parse_number(text: str, unit: str) -> int:
+    """Read `512`, `512MiB`, `2s`. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text)
+    factor = UNITS[unit].get(match[2]) if match else None
+    if match is None or factor is None:
+        raise ValueError
+    return int(match[1]) * factor
+
+
+def show(number: int, unit: str) -> str:
+    """Write a number in the largest unit that leaves it whole."""
+    suffix, factor = max(
+        ((s, f) for s, f in UNITS[unit].items() if number and number % f == 0),
+        key=lambda pair: (pair[1], pair[0]),
+        default=("", 1),
+    )
+    return f"{number // factor}{suffix}"
+
+
+# --- what is made from the table ---------------------------------------------------------------
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser one flag for each option, and `--config`."""
+    parser.add_argument("--config", metavar="FILE", help=f"default: ./{FILE_NAME} if it is there")
+    for line in OPTIONS:
+        words = f"{line.rule.help} Allowed: {line.allowed}.".replace("%", "%%")
+        if isinstance(line.default, bool):
+            parser.add_argument(line.flag, action=argparse.BooleanOptionalAction, help=words)
+        else:
+            parser.add_argument(line.flag, metavar="VALUE", help=words)
+
+
+def find_file(given: str | None, env: Mapping[str, str]) -> str | None:
+    """Return the file to read: the flag's, the environment's, or `tickwheel.toml` here if it is there."""
+    named = given or env.get(ENV_PREFIX + "CONFIG")
+    return named or (FILE_NAME if Path(FILE_NAME).is_file() else None)
+
+
+def load_from_environment(argv: Sequence[str]) -> Config:
+    """Read the command line, this process's environment and the file. Ends the process with 2 when they are wrong."""
+    parser = argparse.ArgumentParser(prog="tickwheel serve", allow_abbrev=False)
+    parser.add_argument("command", nargs="?", choices=["serve"], help="the only one there is")
+    add_flags(parser)
+    given = vars(parser.parse_args(argv))
+    given.pop("command")
+    try:
+        return load(given, os.environ, find_file(given.pop("config"), os.environ))
+    except InvalidArgument as error:
+        parser.error("\n".join(f"{v.field}: {v.description}" for v in error.violations))
+
+
+def reference() -> str:
+    """Write docs/CONFIG.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "Flags go before the environment, that before `tickwheel.toml`, that before the default. The file is the one of",
+        "`--config`, of `TICKWHEEL_CONFIG`, or `./tickwheel.toml` if it is there; its keys are the names of the first column.",
+        "Sizes take B, KiB, MiB, GiB and TiB, times ms, s, m, h and d; bare numbers are bytes and milliseconds. An unknown name",
+        "is an error, and so is a value outside its limits: nothing is ignored.",
+        "",
+        "This page is made from the table in `server/config.py` (`reference()`).",
+    ]
+    section = ""
+    for line in OPTIONS:
+        if line.rule.section != section:
+            section = line.rule.section
+            lines += ["", f"## {section}", ""]
+            lines += ["| name | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+        lines.append(_row(line))
+    lines += [
+        "",
+        "## Flags and environment",
+        "",
+        "| name | flag | environment |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| `{line.name}` | `{_flag_words(line)}` | `{line.env}` |" for line in OPTIONS]
+    return "\n".join(lines) + "\n"
+
+
+def _flag_words(line: Option) -> str:
+    if isinstance(line.default, bool):
+        return f"{line.flag}`, `--no-{line.flag[2:]}"
+    return f"{line.flag} VALUE"
+
+
+def _row(line: Option) -> str:
+    if isinstance(line.default, bool):
+        default = str(line.default).lower()
+    elif isinstance(line.default, int):
+        default = show(line.default, line.unit)
+    else:
+        default = line.default if isinstance(line.default, str) else ",".join(line.default)
+    return f"| `{line.name}` | `{default}` | {line.allowed} | {line.rule.help} |"
