@@ -8,6 +8,7 @@ a real receiver writes the id into its own database, in the transaction that doe
 
 import sys
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
@@ -51,7 +52,5 @@ class Receiver(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_PORT
-    try:
+    with suppress(KeyboardInterrupt):
         ThreadingHTTPServer(("127.0.0.1", port), Receiver).serve_forever()
-    except KeyboardInterrupt:
-        pass
