@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tickwheel.server.model import Execution, ExecutionState, Ms, Reason, Status
 
-COMING_MS = 60_000
+COMING_MS = 30_000
 """An occurrence that waits in the job's status (buffered, or next in a catch-up) may be this old at the end."""
 
 
@@ -14,8 +14,7 @@ COMING_MS = 60_000
 class Promise:
     """What is known of one creation, from its users' point of view.
 
-    `firm`: nobody disturbed its schedule, but for pausing and resuming. `pauses` are wall times [from, until) in which
-    it may have been paused; `brief`: it is forgotten soon after its end.
+    `firm`: nobody disturbed its schedule, but for pausing and resuming. `brief`: it is forgotten soon after its end.
     """
 
     namespace: str
@@ -27,7 +26,6 @@ class Promise:
     brief: bool = False
     firm: bool = True
     cancelled_at: int = -1
-    pauses: list[tuple[Ms, Ms]] = field(default_factory=list[tuple[Ms, Ms]])
 
 
 @dataclass
@@ -49,13 +47,15 @@ class Ledger:
     """What users were told and what the target saw.
 
     `started` are executions that a user was told of: (uid, execution id, more than this many attempts). `gone` are the
-    uids (hex) to which the target said 410.
+    uids (hex) to which the target said 410. `pauses` are wall times [from, until) in which the bearer of a name, whoever
+    it is, may have been paused.
     """
 
     promises: dict[bytes, Promise] = field(default_factory=dict[bytes, Promise])
     arrivals: list[Arrival] = field(default_factory=list[Arrival])
     started: list[tuple[bytes, str, int]] = field(default_factory=list[tuple[bytes, str, int]])
     gone: set[str] = field(default_factory=set[str])
+    pauses: dict[str, list[tuple[Ms, Ms]]] = field(default_factory=lambda: defaultdict(list))
     refused: int = 0
     answered: int = 0
 
@@ -84,6 +84,7 @@ def judge(ledger: Ledger, books: Books) -> list[str]:
     for uid, promise in ledger.promises.items():
         if ledger.is_firm(uid):
             wrong += _judge_promise(promise, by_uid.get(uid, []), books)
+            wrong += _judge_skips(promise, ledger.pauses.get(promise.name, []), books)
     return wrong + _judge_records(ledger, books) + _judge_started(ledger)
 
 
@@ -129,8 +130,7 @@ def _judge_promise(promise: Promise, arrivals: list[Arrival], books: Books) -> l
         if ms not in arrived and ms not in excused and ms not in coming
     ]
     what = f"{promise.name} {promise.uid.hex()}"
-    wrong = [f"I1 {what}: occurrence {ms} was lost" for ms in lost]
-    return wrong + [f"I1 {what}: {fault}" for e in records for fault in _faults(promise, e, books)]
+    return [f"I1 {what}: occurrence {ms} was lost" for ms in lost]
 
 
 def _excuses(execution: Execution) -> bool:
@@ -142,21 +142,22 @@ def _covered(promise: Promise, record: Execution) -> Iterable[Ms]:
     return range(record.scheduled_ms, last_ms + 1, promise.period_ms or 1 << 60)
 
 
-def _faults(promise: Promise, record: Execution, books: Books) -> list[str]:
+def _judge_skips(promise: Promise, pauses: list[tuple[Ms, Ms]], books: Books) -> list[str]:
     """A record must count what it covers, and a pause must be one that a user asked for."""
     found: list[str] = []
-    covered = _covered(promise, record)
-    if len(list(covered)) != record.length:
-        found.append(f"a record of {record.length} covers {len(list(covered))} occurrences")
-    if record.reason == Reason.PAUSED and not books.clock_stepped:
-        found += [
-            f"{ms} is recorded as PAUSED, and nobody paused it then"
-            for ms in covered
-            if not any(start <= ms < end for start, end in promise.pauses)
-        ]
-    if record.reason in {Reason.JOB_CANCELLED, Reason.JOB_DELETED, Reason.JOB_DISABLED}:
-        found.append(f"{record.reason.name}, and nobody asked for it")
-    return found
+    for record in filter(_excuses, books.executions.get(promise.uid, [])):
+        covered = list(_covered(promise, record))
+        if len(covered) != record.length:
+            found.append(f"a record of {record.length} covers {len(covered)} occurrences")
+        if record.reason == Reason.PAUSED and not books.clock_stepped:
+            found += [
+                f"{ms} is recorded as PAUSED, and nobody paused it then"
+                for ms in covered
+                if not any(start <= ms < end for start, end in pauses)
+            ]
+        if record.reason in {Reason.JOB_CANCELLED, Reason.JOB_DELETED, Reason.JOB_DISABLED}:
+            found.append(f"{record.reason.name}, and nobody asked for it")
+    return [f"I1 {promise.name} {promise.uid.hex()}: {fault}" for fault in found]
 
 
 def _coming(promise: Promise, books: Books) -> set[Ms]:

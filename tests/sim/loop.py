@@ -6,6 +6,8 @@ No file descriptor, no thread, no real second: a run is a function of its seed. 
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from inspect import CORO_CREATED, getcoroutinestate
+from types import CoroutineType
 from typing import Any
 
 
@@ -66,6 +68,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
+            work = task.get_coro()
+            if isinstance(work, CoroutineType) and getcoroutinestate(work) == CORO_CREATED:
+                work.close()
         self._ready.clear()
         self._scheduled.clear()
         self.close()

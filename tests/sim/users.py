@@ -150,21 +150,21 @@ class Users:
         if resume:
             await self.resume(promise)
             return
-        bearers = [p for p in self._world.ledger.promises.values() if p.name == promise.name]
-        for bearer in bearers:
-            bearer.pauses.append((self._world.clock.now_ms(), OPEN_MS))
+        pauses = self._world.ledger.pauses[promise.name]
+        pauses.append((self._world.clock.now_ms(), OPEN_MS))
         reply = await self._call(Pause(NAMESPACE, promise.name))
         self._world.marks["paused"] += isinstance(reply, JobView)
 
     async def resume(self, promise: Promise) -> None:
         """Whatever its state; a pause that was asked for before is over once this is answered, unless one came since."""
-        open_before = len(promise.pauses)
+        pauses = self._world.ledger.pauses[promise.name]
+        asked = len(pauses)
         reply = await self._call(Resume(NAMESPACE, promise.name))
-        if isinstance(reply, JobView) and reply.job.uid == promise.uid:
+        if isinstance(reply, JobView):
             self._world.marks["resumed"] += 1
-            if open_before == len(promise.pauses):
+            if asked == len(pauses):
                 end_ms = self._world.clock.now_ms()
-                promise.pauses = [(start, min(end, end_ms)) for start, end in promise.pauses]
+                pauses[:] = [(start, min(end, end_ms)) for start, end in pauses]
 
     # --- running by hand ---
 
