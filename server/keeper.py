@@ -146,9 +146,6 @@ class Keeper:
         near = slot.shard.horizon_ms <= self._runner.clock.now_ms() + FIRST_WINDOW_MS
         return len(slot.shard.wheel) > self._entries_max // 2 and not near
 
-    async def _read_due(self, slot: Slot, from_ms: Ms, until_ms: Ms, limit: int) -> list[Entry]:
-        return await self._runner.store.read(lambda: slot.store.due(from_ms, until_ms, limit))
-
     # --- rows at hand ---
 
     async def read_ahead(self) -> None:
