@@ -17,6 +17,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from tickwheel.server import codec
@@ -331,9 +332,7 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(
-                lambda stores=stores: [read_wants(s, w) for s, w in stores]
-            )
+            answers = await self.store.read(partial(_read_all, stores))
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -546,6 +545,10 @@ def _weight(command: Command) -> int:
 
 def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
     return items[:count], items[count:]
+
+
+def _read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:
+    return [read_wants(store, wants) for store, wants in asked]
 
 
 def read_wants(store: ShardStore, wants: Wants) -> Found:
