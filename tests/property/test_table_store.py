@@ -47,7 +47,7 @@ from tickwheel.server.table import (
 SHARD = 3
 NOW: Ms = 1_800_000_000_000
 NAMES = [("n1", "a"), ("n1", "b"), ("n2", "a"), ("n2", "c")]
-EXECUTIONS = range(1_000, 1_006)
+EXECUTIONS = range(1_000, 1_004)
 CACHE_BYTES = 3 * (JOB_OVERHEAD_BYTES + 200)
 DUES = st.sampled_from([0, NOW + 5, NOW + 50])
 
@@ -101,6 +101,8 @@ class TableOverStore(RuleBasedStateMachine):
     def begin_with_flushed_jobs(self) -> None:
         for name in NAMES[:2]:
             self.put(name, NOW + 5, 0)
+        for row in EXECUTIONS[:2]:
+            self.begin_execution(row, 0)
         self.freeze()
         self.flush_and_thaw(0)
 
