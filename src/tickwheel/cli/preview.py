@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from tickwheel.cli import show
-from tickwheel.cli.parameters import SPAN, TIME, with_schedule
+from tickwheel.cli.parameters import SPAN, TIME, check_schedule, with_schedule
 from tickwheel.cli.settings import Settings, settings_of, with_connection, with_output
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def preview(
     """Show the next occurrences of JOB, or of a schedule."""
     settings = settings_of(context)
     options = cast("PreviewOptions", {k: v for k, v in given.items() if v is not None})
-    if job is None and not options:
-        raise click.UsageError("Name a job, or give one of --at, --in, --cron, --every.")
+    check_schedule(given, required=job is None)
     with settings.connect() as client:
         found = client.preview(job, count=count, after=after, **options)
     _print(settings, found)
