@@ -162,6 +162,13 @@ class Work:
     effects: Effects | None = None
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
 
+    def join_leading(self) -> None:
+        """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
+        if self.tickets:
+            leading, self.slot.leading = self.slot.leading, []
+            self.commands[self.leader_count : self.leader_count] = leading
+            self.leader_count += len(leading)
+
 
 @dataclass(slots=True)
 class Room:
@@ -321,10 +328,14 @@ class Runner:
         self._release(group)
 
     async def _read(self, group: list[Work]) -> None:
-        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread."""
+        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread.
+
+        What fires meanwhile is not held yet. So its commands join the batch, or a cancel would not see it.
+        """
         while True:
             lacking: list[tuple[Work, Wants]] = []
             for work in group:
+                work.join_leading()
                 wants = work.slot.shard.collect(work.commands, work.rows)
                 if wants:
                     lacking.append((work, wants))
