@@ -91,14 +91,16 @@ def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
     """What became of the request this change races with."""
     attempts = [flight.fire.attempt for flight in draft.flights(row) if flight.sent]
     held = {flight.fire.execution_row for flight in draft.flights(row)}
-    unknown = 0 < status.due_ms <= draft.stamp.start_ms and status.state == JobState.SCHEDULED
+    start_ms = draft.stamp.start_ms
+    due_before = 0 < status.due_ms <= start_ms and status.create_ms <= start_ms
+    unknown = due_before and status.state == JobState.SCHEDULED
     for live_row in status.live:
         execution = draft.execution(live_row)
         if execution is None:
             continue
         if execution.attempt > execution.base:
             attempts.append(execution.attempt)
-        elif live_row not in held and execution.create_ms <= draft.stamp.start_ms:
+        elif live_row not in held and execution.create_ms <= start_ms:
             unknown = True
     if attempts:
         return Cancellation.ALREADY_DISPATCHED, max(attempts)
