@@ -107,7 +107,7 @@ def ended(draft: Draft, command: Ended) -> None:
     execution = execution._replace(state=state, reason=reason, due_ms=0, end_ms=draft.now_ms)
     draft.put_ended(fire.execution_row, execution)
     status = _count_end(status, fire.execution_row, state)
-    if outcome.kind == OutcomeKind.DISABLE:
+    if outcome.kind == OutcomeKind.DISABLE and status.state != JobState.CANCELLED:
         status = _disable(draft, fire.job_row, status, spec)
     status = _start_buffered(draft, fire.job_row, job, status)
     draft.put_status(fire.job_row, settle(status, spec, draft.now_ms))
@@ -138,7 +138,7 @@ def _judge(
         return ExecutionState.SUCCEEDED, Reason.NONE, 0
     if status.state == JobState.CANCELLED:
         return ExecutionState.CANCELLED, Reason.JOB_CANCELLED, 0
-    if outcome.kind == OutcomeKind.DISABLE:
+    if outcome.kind == OutcomeKind.DISABLE or status.state == JobState.DISABLED:
         return ExecutionState.FAILED, Reason.JOB_DISABLED, 0
     if outcome.kind == OutcomeKind.FAIL:
         return ExecutionState.FAILED, Reason.TARGET_REFUSED_RETRY, 0
