@@ -155,8 +155,10 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     before, after = decode_spec(job.spec), decode_spec(prepared.spec)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
     cancellation, attempt = race(draft, status, row)
-    if rescheduled or before.jitter_ms != after.jitter_ms:
+    if rescheduled:
         status = _reschedule(draft, job, status, after)
+    elif before.jitter_ms != after.jitter_ms and status.state == JobState.SCHEDULED:
+        status = armed(status, job.uid, after)
     status = status._replace(generation=status.generation + 1, update_ms=draft.now_ms)
     job = job._replace(spec=prepared.spec, labels=prepared.labels)
     if not command.validate_only:
@@ -182,7 +184,8 @@ def _reschedule(draft: Draft, job: JobRow, status: Status, spec: Spec) -> Status
             ]
         )
     state = JobState.SCHEDULED if status.state == JobState.COMPLETED else status.state
-    return armed(status._replace(state=state, next_ms=next_ms, buffered_ms=0), job.uid, spec)
+    status = status._replace(state=state, next_ms=next_ms)
+    return armed(status, job.uid, spec) if state == JobState.SCHEDULED else status
 
 
 def _delete(draft: Draft, command: Delete) -> None:
