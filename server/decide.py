@@ -62,6 +62,7 @@ from tickwheel.server.steps import (
     armed,
     cancel_unsent,
     check_live_room,
+    end_buffered,
     end_live,
     known_job,
     race,
@@ -164,6 +165,7 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     if not command.validate_only:
         if rescheduled:
             status = cancel_unsent(draft, row, status)
+            status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
         draft.put_job(row, job, settle(status, after, draft.now_ms))
     return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
 
@@ -192,6 +194,7 @@ def _delete(draft: Draft, command: Delete) -> None:
     row, job, status = _named(draft, command)
     _check_etag(status, command.etag)
     end_live(draft, row, status, Reason.JOB_DELETED, sent_too=True)
+    end_buffered(draft, row, job, status, Reason.JOB_DELETED)
     draft.drop(row, job)
 
 
@@ -248,10 +251,10 @@ def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
         raise wrong_state(job, status, "it is over; nothing is left to cancel")
     spec = decode_spec(job.spec)
     status = end_live(draft, row, status, Reason.JOB_CANCELLED, sent_too=False)
+    status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
     status = status._replace(
         state=JobState.CANCELLED,
         next_ms=0,
-        buffered_ms=0,
         due_ms=draft.now_ms + spec.retention_ms,
         update_ms=draft.now_ms,
     )

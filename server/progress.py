@@ -29,7 +29,7 @@ from tickwheel.server.model import (
     Status,
 )
 from tickwheel.server.spec import decode_spec
-from tickwheel.server.steps import armed, end_live, record_missed, settle
+from tickwheel.server.steps import armed, end_buffered, end_live, record_missed, settle
 
 ATTEMPTS_KEPT_MAX = 100
 """Attempts that an execution's record keeps, the newest."""
@@ -108,7 +108,7 @@ def ended(draft: Draft, command: Ended) -> None:
     draft.put_ended(fire.execution_row, execution)
     status = _count_end(status, fire.execution_row, state)
     if outcome.kind == OutcomeKind.DISABLE and status.state != JobState.CANCELLED:
-        status = _disable(draft, fire.job_row, status, spec)
+        status = _disable(draft, fire.job_row, job, status, spec)
     status = _start_buffered(draft, fire.job_row, job, status)
     draft.put_status(fire.job_row, settle(status, spec, draft.now_ms))
 
@@ -164,11 +164,11 @@ def _count_end(status: Status, live_row: Row, state: ExecutionState) -> Status:
     )
 
 
-def _disable(draft: Draft, row: Row, status: Status, spec: Spec) -> Status:
+def _disable(draft: Draft, row: Row, job: JobRow, status: Status, spec: Spec) -> Status:
     status = end_live(draft, row, status, Reason.JOB_DISABLED, sent_too=False)
+    status = end_buffered(draft, row, job, status, Reason.JOB_DISABLED)
     return status._replace(
         state=JobState.DISABLED,
-        buffered_ms=0,
         due_ms=draft.now_ms + spec.retention_ms,
         update_ms=draft.now_ms,
     )

@@ -126,6 +126,18 @@ def end_live(draft: Draft, row: Row, status: Status, reason: Reason, *, sent_too
     return status._replace(live=tuple(kept))
 
 
+def end_buffered(draft: Draft, row: Row, job: JobRow, status: Status, reason: Reason) -> Status:
+    """Give up the occurrence that waited for the live one; like those, it ends as CANCELLED."""
+    if not status.buffered_ms:
+        return status
+    ended = Execution(
+        row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, status.buffered_ms, "",
+        ExecutionState.CANCELLED, draft.now_ms, end_ms=draft.now_ms, reason=reason,
+    )  # fmt: skip
+    draft.put_ended(draft.new_row(), ended)
+    return status._replace(buffered_ms=0)
+
+
 def cancel_unsent(draft: Draft, row: Row, status: Status) -> Status:
     """A new schedule takes back the occurrence of the old one that was due but not yet sent."""
     unsent = {flight.fire.execution_row for flight in draft.flights(row) if not flight.sent}
