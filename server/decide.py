@@ -284,6 +284,12 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
     repeated = any(known == digest for known, _ in status.requests)
     if repeated or command.row in status.live:
         return view_of(draft, row, job, status)
+    if command.ended.uid != job.uid:
+        raise FailedPrecondition(
+            f"execution {command.ended.id} belongs to an earlier job {job.name!r}, which was deleted",
+            reason="JOB_REPLACED",
+            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
+        )
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
     if command.ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:

@@ -145,6 +145,7 @@ class Shard:
         self.next_row = max(self.next_row, effects.next_row)
         for row, namespace, name in effects.drops:
             self.table.drop_job(row, namespace, name)
+            self._awaiting.discard(row)
         for row, job in effects.jobs:
             self._arm_job(row, job.status)
             self.table.put_job(row, job)
