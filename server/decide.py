@@ -16,6 +16,7 @@ from typing import Any
 
 from tickwheel.server import progress, schedule
 from tickwheel.server.command import (
+    Abandon,
     Cancel,
     ChangeReply,
     Command,
@@ -347,5 +348,6 @@ HANDLERS: dict[type, Callable[[Draft, Any], Reply]] = {
     Redrive: _redrive,
     Due: progress.due,
     Expire: progress.expire,
+    Abandon: progress.abandon,
     Ended: progress.ended,
 }

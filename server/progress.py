@@ -9,6 +9,7 @@ Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chan
 
 from tickwheel.server import retry, schedule
 from tickwheel.server.command import (
+    Abandon,
     Due,
     Ended,
     Expire,
@@ -88,6 +89,24 @@ def expire(draft: Draft, command: Expire) -> None:
         draft.put_status(command.job_row, status._replace(due_ms=draft.now_ms + spec.retention_ms))
         return
     draft.drop(command.job_row, job)
+
+
+def abandon(draft: Draft, command: Abandon) -> None:
+    """End what was on its way when an earlier leader died, after the user or the target had said: no more."""
+    execution = draft.execution(command.execution_row)
+    found = draft.job(command.job_row)
+    if execution is None or found is None:
+        return
+    _, status = found
+    state, reason = ExecutionState.CANCELLED, Reason.JOB_CANCELLED
+    if status.state == JobState.DISABLED:
+        state, reason = ExecutionState.FAILED, Reason.JOB_DISABLED
+    elif status.state != JobState.CANCELLED:  # resumed meanwhile: due again
+        draft.put_live(command.execution_row, execution)
+        return
+    execution = execution._replace(state=state, reason=reason, due_ms=0, end_ms=draft.now_ms)
+    draft.put_ended(command.execution_row, execution)
+    draft.put_status(command.job_row, _count_end(status, command.execution_row, state))
 
 
 def ended(draft: Draft, command: Ended) -> None:
