@@ -16,6 +16,7 @@ from typing import Any
 
 from tickwheel.server import progress, schedule
 from tickwheel.server.command import (
+    Abandon,
     Cancel,
     ChangeReply,
     Command,
@@ -62,6 +63,7 @@ from tickwheel.server.steps import (
     armed,
     cancel_unsent,
     check_live_room,
+    end_buffered,
     end_live,
     known_job,
     race,
@@ -155,13 +157,16 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     before, after = decode_spec(job.spec), decode_spec(prepared.spec)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
     cancellation, attempt = race(draft, status, row)
-    if rescheduled or before.jitter_ms != after.jitter_ms:
+    if rescheduled:
         status = _reschedule(draft, job, status, after)
+    elif before.jitter_ms != after.jitter_ms and status.state == JobState.SCHEDULED:
+        status = armed(status, job.uid, after)
     status = status._replace(generation=status.generation + 1, update_ms=draft.now_ms)
     job = job._replace(spec=prepared.spec, labels=prepared.labels)
     if not command.validate_only:
         if rescheduled:
             status = cancel_unsent(draft, row, status)
+            status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
         draft.put_job(row, job, settle(status, after, draft.now_ms))
     return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
 
@@ -182,13 +187,15 @@ def _reschedule(draft: Draft, job: JobRow, status: Status, spec: Spec) -> Status
             ]
         )
     state = JobState.SCHEDULED if status.state == JobState.COMPLETED else status.state
-    return armed(status._replace(state=state, next_ms=next_ms, buffered_ms=0), job.uid, spec)
+    status = status._replace(state=state, next_ms=next_ms)
+    return armed(status, job.uid, spec) if state == JobState.SCHEDULED else status
 
 
 def _delete(draft: Draft, command: Delete) -> None:
     row, job, status = _named(draft, command)
     _check_etag(status, command.etag)
     end_live(draft, row, status, Reason.JOB_DELETED, sent_too=True)
+    end_buffered(draft, row, job, status, Reason.JOB_DELETED)
     draft.drop(row, job)
 
 
@@ -245,10 +252,10 @@ def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
         raise wrong_state(job, status, "it is over; nothing is left to cancel")
     spec = decode_spec(job.spec)
     status = end_live(draft, row, status, Reason.JOB_CANCELLED, sent_too=False)
+    status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
     status = status._replace(
         state=JobState.CANCELLED,
         next_ms=0,
-        buffered_ms=0,
         due_ms=draft.now_ms + spec.retention_ms,
         update_ms=draft.now_ms,
     )
@@ -278,6 +285,12 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
     repeated = any(known == digest for known, _ in status.requests)
     if repeated or command.row in status.live:
         return view_of(draft, row, job, status)
+    if command.ended.uid != job.uid:
+        raise FailedPrecondition(
+            f"execution {command.ended.id} belongs to an earlier job {job.name!r}, which was deleted",
+            reason="JOB_REPLACED",
+            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
+        )
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
     if command.ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:
@@ -335,5 +348,6 @@ HANDLERS: dict[type, Callable[[Draft, Any], Reply]] = {
     Redrive: _redrive,
     Due: progress.due,
     Expire: progress.expire,
+    Abandon: progress.abandon,
     Ended: progress.ended,
 }

@@ -17,6 +17,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from tickwheel.server import codec
@@ -161,6 +162,13 @@ class Work:
     wants: Wants | None = None
     effects: Effects | None = None
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+
+    def join_leading(self) -> None:
+        """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
+        if self.tickets:
+            leading, self.slot.leading = self.slot.leading, []
+            self.commands[self.leader_count : self.leader_count] = leading
+            self.leader_count += len(leading)
 
 
 @dataclass(slots=True)
@@ -321,10 +329,14 @@ class Runner:
         self._release(group)
 
     async def _read(self, group: list[Work]) -> None:
-        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread."""
+        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread.
+
+        What fires meanwhile is not held yet. So its commands join the batch, or a cancel would not see it.
+        """
         while True:
             lacking: list[tuple[Work, Wants]] = []
             for work in group:
+                work.join_leading()
                 wants = work.slot.shard.collect(work.commands, work.rows)
                 if wants:
                     lacking.append((work, wants))
@@ -332,9 +344,7 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(
-                lambda stores=stores: [read_wants(s, w) for s, w in stores]
-            )
+            answers = await self.store.read(partial(_read_all, stores))
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -572,6 +582,10 @@ def _weight(command: Command) -> int:
 
 def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
     return items[:count], items[count:]
+
+
+def _read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:
+    return [read_wants(store, wants) for store, wants in asked]
 
 
 def read_wants(store: ShardStore, wants: Wants) -> Found:
