@@ -6,6 +6,7 @@ The path says how it answers: `/ok` at once, `/slow` after 3 s, `/fail` with 503
 a real receiver writes the id into its own database, in the transaction that does the work.
 """
 
+import contextlib
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,7 +52,5 @@ class Receiver(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_PORT
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         ThreadingHTTPServer(("127.0.0.1", port), Receiver).serve_forever()
-    except KeyboardInterrupt:
-        pass

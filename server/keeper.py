@@ -275,10 +275,7 @@ class Keeper:
         for slot in list(self._runner.slots.values()):
             busy = [row for row, count in slot.ended_since_trim.items() if count >= TRIM_AFTER]
             if busy:
-                now_ms = self._runner.clock.now_ms()
-                await self._runner.store.flush(
-                    lambda slot=slot, busy=busy: _trim(slot, busy, now_ms)
-                )
+                await self._runner.store.flush(partial(_trim, slot, busy, now_ms))
                 for row in busy:
                     del slot.ended_since_trim[row]
 

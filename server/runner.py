@@ -448,9 +448,16 @@ class Runner:
         self._timer = self._loop.call_later(delay_s, self._ring)
 
     def _ring(self) -> None:
+        """Fire; an error nobody foresaw must not end firing in silence."""
+        try:
+            if self.firing:
+                self._fire_all()
+        except Exception as error:
+            log.exception("firing failed")
+            self._on_fatal(error)
+
+    def _fire_all(self) -> None:
         """Fire a slice of every shard that has something due, then sleep or come again at once."""
-        if not self.firing:
-            return
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
         for slot in self.slots.values():

@@ -81,6 +81,7 @@ def _no_hold() -> Patches:
 
 def _truncate_applied() -> Patches:
     """A journal segment goes when its entries are applied, not when the stores hold them durably."""
+
     async def checkpoint(keeper: Keeper) -> None:
         slots = keeper._runner.slots.values()
         await keeper._wal.truncate_through({s.shard.number: s.applied for s in slots})

@@ -97,4 +97,3 @@ REFUSALS = {"DISK_FULL": "disk full", "TABLE_FULL": "table full"}
 def count_refusal(marks: Counter[str], error: TickwheelError) -> None:
     """A user was refused."""
     marks[REFUSALS.get(error.reason, error.reason)] += 1
-

@@ -274,7 +274,9 @@ def _dangling(world: World, end_ms: Ms) -> list[str]:
                     wrong.append(f"I11 {job.name}: its live execution {live} is not its own")
                 elif _is_stuck(codec.decode_execution(data), status, end_ms):
                     wrong.append(f"I1 {job.name}: execution {live} should have been sent long ago")
-        wrong += [f"I11 execution {row} is live and no job's" for row in content.live.keys() - owned]
+        wrong += [
+            f"I11 execution {row} is live and no job's" for row in content.live.keys() - owned
+        ]
     return wrong
 
 

@@ -203,7 +203,9 @@ class World:
     def _count_replayed(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:
             entry = record.type == RecordType.ENTRY
-            self.marks["replayed"] += entry and record.index > self.stores[record.shard].applied.index
+            self.marks["replayed"] += (
+                entry and record.index > self.stores[record.shard].applied.index
+            )
             yield record
 
     def _up_to(self, longest_s: float) -> Callable[[], float]:
@@ -317,4 +319,3 @@ class World:
 
 def _ms(text: str) -> Ms:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
-
