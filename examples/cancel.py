@@ -16,4 +16,4 @@ with Client(os.environ.get("TICKWHEEL_SERVER", "127.0.0.1:7070")) as tickwheel:
     late = tickwheel.create("http://127.0.0.1:9000/slow", delay="1s")
     time.sleep(2)
     answer = tickwheel.cancel(late)
-    print("on its way:      ", answer.outcome, "attempt", answer.attempt, "of", answer.execution)
+    print("on its way:      ", answer.outcome, "attempt", answer.attempt)

@@ -6,9 +6,9 @@ The path says how it answers: `/ok` at once, `/slow` after 3 s, `/fail` with 503
 a real receiver writes the id into its own database, in the transaction that does the work.
 """
 
-import contextlib
 import sys
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
@@ -52,5 +52,5 @@ class Receiver(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_PORT
-    with contextlib.suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         ThreadingHTTPServer(("127.0.0.1", port), Receiver).serve_forever()
