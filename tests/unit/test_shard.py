@@ -57,14 +57,14 @@ def test_what_falls_due_while_its_job_is_held_waits_and_sees_the_change(bench: B
 
 
 def test_what_falls_due_while_its_job_is_held_fires_after_a_harmless_change(bench: Bench) -> None:
-    row = bench.create("a", every(HOUR)).row
+    row = bench.create("a", every(HOUR), overlap=OverlapPolicy.ALLOW_ALL).row
     pending = bench.begin(Run(NAMESPACE, "a", "r"))
     assert bench.shard.held == {row}
     assert bench.tick(HOUR, log=False) == []
     bench.commit(pending)
     assert bench.shard.held == set()
     fires = bench.tick()
-    assert [fire.scheduled_ms for fire in fires] == [NOW, NOW + HOUR] or len(fires) == 1
+    assert sorted(fire.scheduled_ms for fire in fires) == [NOW, NOW + HOUR]
 
 
 def test_other_jobs_fire_while_one_is_held(bench: Bench) -> None:
@@ -209,8 +209,8 @@ def test_what_was_withdrawn_is_not_due_again(bench: Bench) -> None:
     bench.call(Cancel(NAMESPACE, "a"))
     assert not bench.shard.may_send(fire)
     bench.give_back(fire)
-    assert len(bench.shard.wheel) == 1  # the end of its retention
     assert bench.shard.flights == {}
+    assert bench.tick(HOUR) == []
 
 
 def test_landing_twice_is_harmless(bench: Bench) -> None:
