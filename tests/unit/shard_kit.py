@@ -307,11 +307,11 @@ class Bench:
             fires += fired.fires
             self.outbox += fired.fires
             self.leading += fired.commands
-            if not (fired.fires or fired.commands or fired.cold):
-                return fires
             self._warm(fired.cold)
-            if log:
+            if log and self.leading:
                 self.batch()
+            elif not (fired.fires or fired.commands or fired.cold):
+                return fires
         raise AssertionError("firing does not come to an end")
 
     def _warm(self, entries: list[Entry]) -> None:

@@ -535,7 +535,7 @@ def test_a_run_by_hand_is_remembered_by_its_request(bench: Bench) -> None:
         bench.answer(fire)
     assert bench.view(Run(NAMESPACE, "a", "r1")).status.live == ()
     assert {e.kind for e in bench.ended()} == {ExecutionKind.MANUAL}
-    assert bench.status("a").next_ms == NOW + DAY
+    assert bench.status("a").next_ms == first.status.next_ms
 
 
 def test_only_the_last_requests_are_remembered(bench: Bench) -> None:
@@ -663,3 +663,26 @@ def test_an_expiry_that_comes_too_late_changes_nothing(bench: Bench) -> None:
     view = bench.create("a", every(HOUR))
     bench.batch(Expire(view.row, view.status.due_ms), Expire(99, 1))
     assert bench.status("a") == view.status
+
+
+# --- a status that names an execution which is not there ------------------------------------
+
+
+def with_a_live_row_that_leads_nowhere(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    bench.call(Run(NAMESPACE, "a", "r"))
+    (live_row,) = bench.status("a").live
+    bench.shard.table.put_ended(live_row, b"lost")
+
+
+def test_a_cancel_lets_go_of_a_live_row_that_leads_nowhere(bench: Bench) -> None:
+    with_a_live_row_that_leads_nowhere(bench)
+    assert cancel(bench) == (BEFORE, 0)
+    assert bench.status("a").live == ()
+
+
+def test_a_resume_passes_over_a_live_row_that_leads_nowhere(bench: Bench) -> None:
+    with_a_live_row_that_leads_nowhere(bench)
+    bench.call(Pause(NAMESPACE, "a"))
+    assert bench.view(Resume(NAMESPACE, "a")).status.state == JobState.SCHEDULED
+    assert bench.tick() == []

@@ -101,6 +101,12 @@ def test_a_status_stands_over_a_cached_job_through_its_flush(table: Table) -> No
     assert table.job(1) == job(due_ms=7)
 
 
+def test_a_flushed_status_of_a_job_that_is_not_cached_is_only_in_the_store(table: Table) -> None:
+    table.put_status(1, status(7))
+    flushed(table)
+    assert table.job(1) is UNKNOWN
+
+
 def test_a_dropped_job_is_gone_by_row_and_name(table: Table) -> None:
     table.put_job(1, job())
     table.freeze()
