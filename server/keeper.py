@@ -12,6 +12,7 @@ Must never import: the doors, `node`.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 from tickwheel.server.clock import StepDetector
@@ -266,7 +267,7 @@ class Keeper:
         """Unlink the history files whose days are over."""
         day = (self._runner.clock.now_ms() - self.config.history_ms) // MS_PER_DAY
         for slot in list(self._runner.slots.values()):
-            await self._runner.store.flush(lambda slot=slot: slot.store.expire(day))
+            await self._runner.store.flush(partial(slot.store.expire, day))
 
     async def trim_history(self) -> None:
         """Hold busy jobs to their retention: the newest executions, of the last days."""
@@ -274,10 +275,7 @@ class Keeper:
         for slot in list(self._runner.slots.values()):
             busy = [row for row, count in slot.ended_since_trim.items() if count >= TRIM_AFTER]
             if busy:
-                now_ms = self._runner.clock.now_ms()
-                await self._runner.store.flush(
-                    lambda slot=slot, busy=busy: _trim(slot, busy, now_ms)
-                )
+                await self._runner.store.flush(partial(_trim, slot, busy, now_ms))
                 for row in busy:
                     del slot.ended_since_trim[row]
 

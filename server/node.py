@@ -13,6 +13,7 @@ Must never import: the doors.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from tickwheel.server import codec
@@ -170,7 +171,7 @@ class Node:
         rows = Rows()
         while wants := collect(table, [look], rows):
             thaws = table.thaws
-            found = await self._runner.store.read(lambda wants=wants: read_wants(slot.store, wants))
+            found = await self._runner.store.read(partial(read_wants, slot.store, wants))
             if table.thaws == thaws:
                 merge(rows, wants, found)
             else:
@@ -252,9 +253,7 @@ class Node:
         await self._keeper.flush()
         query = ExecutionQuery(namespace=namespace, job=name, limit=1000)
         while True:
-            hits = await self._runner.store.query(
-                lambda query=query: slot.store.list_executions(query)
-            )
+            hits = await self._runner.store.query(partial(slot.store.list_executions, query))
             for hit in hits:
                 execution = codec.decode_execution(hit.data)
                 if execution.id == execution_id:

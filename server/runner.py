@@ -17,12 +17,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.command import (
     Command,
     Create,
+    Due,
     Ended,
     NamedCommand,
     Redrive,
@@ -160,6 +162,13 @@ class Work:
     wants: Wants | None = None
     effects: Effects | None = None
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+
+    def join_leading(self) -> None:
+        """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
+        if self.tickets:
+            leading, self.slot.leading = self.slot.leading, []
+            self.commands[self.leader_count : self.leader_count] = leading
+            self.leader_count += len(leading)
 
 
 @dataclass(slots=True)
@@ -320,10 +329,14 @@ class Runner:
         self._release(group)
 
     async def _read(self, group: list[Work]) -> None:
-        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread."""
+        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread.
+
+        What fires meanwhile is not held yet. So its commands join the batch, or a cancel would not see it.
+        """
         while True:
             lacking: list[tuple[Work, Wants]] = []
             for work in group:
+                work.join_leading()
                 wants = work.slot.shard.collect(work.commands, work.rows)
                 if wants:
                     lacking.append((work, wants))
@@ -331,9 +344,7 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(
-                lambda stores=stores: [read_wants(s, w) for s, w in stores]
-            )
+            answers = await self.store.read(partial(_read_all, stores))
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -344,6 +355,7 @@ class Runner:
         now_ms = self.clock.now_ms()
         records: list[Record] = []
         for work in group:
+            _catch_up(work)
             slot = work.slot
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
@@ -436,9 +448,16 @@ class Runner:
         self._timer = self._loop.call_later(delay_s, self._ring)
 
     def _ring(self) -> None:
+        """Fire; an error nobody foresaw must not end firing in silence."""
+        try:
+            if self.firing:
+                self._fire_all()
+        except Exception as error:
+            log.exception("firing failed")
+            self._on_fatal(error)
+
+    def _fire_all(self) -> None:
         """Fire a slice of every shard that has something due, then sleep or come again at once."""
-        if not self.firing:
-            return
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
         for slot in self.slots.values():
@@ -546,6 +565,19 @@ class Runner:
                 await asyncio.wait(list(self._tasks))
 
 
+def _catch_up(work: Work) -> None:
+    """What fell due while the batch's rows were read goes before its users' commands, so that a cancel sees it.
+
+    Only what is due of jobs that the batch names: their rows are at hand, and no other is touched by it.
+    """
+    leading = work.slot.leading
+    late = [c for c in leading if isinstance(c, Due) and c.job_row in work.rows.jobs]
+    if late and work.tickets:
+        work.slot.leading = [command for command in leading if command not in late]
+        work.commands[work.leader_count : work.leader_count] = late
+        work.leader_count += len(late)
+
+
 def _weight(command: Command) -> int:
     """About how many bytes of journal a command makes, rather too many than too few."""
     if isinstance(command, Create):
@@ -557,6 +589,10 @@ def _weight(command: Command) -> int:
 
 def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
     return items[:count], items[count:]
+
+
+def _read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:
+    return [read_wants(store, wants) for store, wants in asked]
 
 
 def read_wants(store: ShardStore, wants: Wants) -> Found:
