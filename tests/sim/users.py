@@ -151,7 +151,7 @@ class Users:
             await self.resume(promise)
             return
         pauses = self._world.ledger.pauses[promise.name]
-        pauses.append((self._world.clock.now_ms(), OPEN_MS))
+        pauses.append((self._world.unhandled_since_ms(), OPEN_MS))
         reply = await self._call(Pause(NAMESPACE, promise.name))
         self._world.marks["paused"] += isinstance(reply, JobView)
 
