@@ -70,7 +70,9 @@ def draw_fate(rng: Random, weather: Weather) -> Fate:
     return Fate(
         end=end,
         after_s=30.0 if end == End.FULL else after_s,
-        at=rng.randint(1, 6) if end == End.CUT_EARLY else rng.choice((3, 30, 300)) + rng.randrange(9),
+        at=rng.randint(1, 6)
+        if end == End.CUT_EARLY
+        else rng.choice((3, 30, 300)) + rng.randrange(9),
         down_s=rng.choice((0.2, 1.0, 4.0, 4.0, 300.0)),
         power_too=rng.random() < 0.5,
         step_ms=rng.choice(STEPS_MS) if weather.clock_steps and rng.random() < 0.5 else 0,

@@ -166,7 +166,10 @@ def _coming(promise: Promise, books: Books) -> set[Ms]:
     if status is None:
         return set()
     oldest_ms = books.end_ms - COMING_MS
-    coming = {status.buffered_ms, *(e.scheduled_ms for e in books.executions.get(promise.uid, []) if not e.state.ended)}
+    coming = {
+        status.buffered_ms,
+        *(e.scheduled_ms for e in books.executions.get(promise.uid, []) if not e.state.ended),
+    }
     if status.next_ms:
         coming |= set(range(status.next_ms, books.end_ms + 1, promise.period_ms or 1 << 60))
     return {ms for ms in coming if ms >= oldest_ms}

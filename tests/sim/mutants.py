@@ -3,7 +3,7 @@
 Each is a patch of the server's classes while it is held.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -33,7 +33,7 @@ class Mutant(NamedTuple):
 
 
 @contextmanager
-def planted(mutant: Mutant) -> Iterator[None]:
+def planted(mutant: Mutant) -> Generator[None, None, None]:
     """The server with the bug in it."""
     patches = mutant.patches()
     for one in patches:
@@ -81,6 +81,7 @@ def _no_hold() -> Patches:
 
 def _truncate_applied() -> Patches:
     """A journal segment goes when its entries are applied, not when the stores hold them durably."""
+
     async def checkpoint(keeper: Keeper) -> None:
         slots = keeper._runner.slots.values()
         await keeper._wal.truncate_through({s.shard.number: s.applied for s in slots})
@@ -153,7 +154,11 @@ def _landed_late() -> Patches:
 
 def _no_catch_up() -> Patches:
     """A cancel does not see what fell due while its rows were read."""
-    return [patch.object(runner, "_catch_up", lambda _work: None)]
+
+    def blind(_work: runner.Work) -> None:
+        return None
+
+    return [patch.object(runner, "_catch_up", blind)]
 
 
 def _short_replay() -> Patches:
@@ -167,10 +172,10 @@ def _short_replay() -> Patches:
 
 
 MUTANTS = [
-    Mutant("the journal never syncs", ("I11", "WalRot"), 5, _no_sync),
+    Mutant("the journal never syncs", ("I11", "fatal: WalRot"), 5, _no_sync),
     Mutant("replies before the batch is durable", ("I1", "I4"), 5, _early_reply),
     Mutant("held is ignored", ("I4",), 10, _no_hold),
-    Mutant("the journal is cut at the applied index", ("WalRot",), 5, _truncate_applied),
+    Mutant("the journal is cut at the applied index", ("fatal: WalRot",), 5, _truncate_applied),
     Mutant("fires 5 ms early", ("I2",), 5, _early_fire),
     Mutant("the id is made from the time of firing", ("I10",), 5, _id_of_firing),
     Mutant("Due is not logged", ("I1",), 5, _no_due),

@@ -83,12 +83,14 @@ def test_a_line_names_what_was_wrong_and_what_was_never_reached() -> None:
         Verdict(8, [], 1, 1, 1, 1, {}, ""),
     ]
     line = line_of("7-8", "abc", verdicts)
-    assert (line["ok"], line["wrong"], line["lives"]) == (1, [[7, "I1 lost"]], 3)
+    assert (line["ok"], line["wrong"], line["lives"]) == (1, [(7, "I1 lost")], 3)
     assert line["never"] == sorted(SOMETIMES - {"parked"})
 
 
 def test_a_campaign_goes_on_where_the_file_ends(tmp_path: Path) -> None:
     results = tmp_path / "campaign.ndjson"
     assert done_blocks(results, "abc") == set()
-    results.write_text('{"commit": "abc", "seeds": "0-99"}\n{"commit": "old", "seeds": "100-199"}\n')
+    results.write_text(
+        '{"commit": "abc", "seeds": "0-99"}\n{"commit": "old", "seeds": "100-199"}\n'
+    )
     assert done_blocks(results, "abc") == {"0-99"}

@@ -119,7 +119,7 @@ class World:
         self.marks: Counter[str] = Counter()
         self.disk = SimDisk(Random(f"{seed}:disk"))
         self.stores = [DictStore(number) for number in range(SHARDS)]
-        self.now_s = 0.0
+        self.now_s: float = 0.0
         self.ended_ms = START_MS
         self.offset_ms = START_MS
         self.life = 0
@@ -206,7 +206,9 @@ class World:
     def _count_replayed(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:
             entry = record.type == RecordType.ENTRY
-            self.marks["replayed"] += entry and record.index > self.stores[record.shard].applied.index
+            self.marks["replayed"] += (
+                entry and record.index > self.stores[record.shard].applied.index
+            )
             yield record
 
     def _up_to(self, longest_s: float) -> Callable[[], float]:
@@ -327,4 +329,3 @@ class World:
 
 def _ms(text: str) -> Ms:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
-
