@@ -32,8 +32,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from hdrh.histogram import HdrHistogram
-
+from bench.histogram import Histogram
 from bench.sink import Arrival
 
 VIOLATIONS = (
@@ -42,7 +41,6 @@ VIOLATIONS = (
 )  # fmt: skip
 EXAMPLES_MAX = 10
 UID_DIGITS = 32
-LAG_MAX_US = 3_600_000_000
 BEFORE_DISPATCH = "CANCELLED_BEFORE_DISPATCH"
 TOO_LATE = ("ALREADY_DISPATCHED", "COMPLETED")
 
@@ -120,8 +118,8 @@ class Report:
     executions: int = 0
     retries: int = 0
     at_kill: int = 0
-    lag_us: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, LAG_MAX_US, 3))
-    outage_lag_us: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, LAG_MAX_US, 3))
+    lag_us: Histogram = field(default_factory=Histogram)
+    outage_lag_us: Histogram = field(default_factory=Histogram)
 
     @property
     def clean(self) -> bool:
@@ -141,18 +139,8 @@ class Report:
             name: getattr(self, name)
             for name in ("jobs", "acknowledged", "expected", "excused", "arrivals", "executions", "retries", "at_kill")
         }  # fmt: skip
-        lags = {"lag_ms": quantiles(self.lag_us), "outage_lag_ms": quantiles(self.outage_lag_us)}
+        lags = {"lag_ms": self.lag_us.ms(), "outage_lag_ms": self.outage_lag_us.ms()}
         return {**numbers, **self.counts, **lags}
-
-
-def quantiles(histogram: HdrHistogram) -> dict[str, float]:
-    """Count, and p50, p99, p99.9, max in ms, of a histogram of µs."""
-    count = histogram.get_total_count()
-    if not count:
-        return {"count": 0}
-    named = {"p50": 50.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
-    values = {k: histogram.get_value_at_percentile(p) / 1_000 for k, p in named.items()}
-    return {"count": count, **values}
 
 
 def scheduled_ms(arrival: Arrival) -> int:
@@ -247,11 +235,11 @@ def _killed_between(kills: list[int], first_ms: int, second_ms: int, until_ms: i
 
 
 def _record_lag(history: History, due: int, first: Arrival, report: Report) -> None:
-    lag_us = min(max(first.arrival_us - due * 1_000, 1), LAG_MAX_US)
     shadowed = any(
         o.start_ms <= first.arrival_us // 1_000 and due <= o.end_ms for o in history.outages
     )
-    (report.outage_lag_us if shadowed else report.lag_us).record_value(lag_us)
+    histogram = report.outage_lag_us if shadowed else report.lag_us
+    histogram.record(first.arrival_us - due * 1_000)
 
 
 def _check_ids(arrivals: Iterable[Arrival], report: Report) -> None:

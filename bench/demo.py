@@ -145,7 +145,7 @@ def table(arrivals: list[Arrival], outage: Outage) -> Table:
         shown.add(arrival.id)
         due = scheduled_ms(arrival)
         lag_ms = arrival.arrival_us / 1_000 - due
-        note = "due while it was dead" if outage.start_ms <= due <= outage.end_ms else ""
+        note = "due while dead" if outage.start_ms <= due <= outage.end_ms else ""
         out.add_row(
             name_of(arrival), clock(due), clock(arrival.arrival_us / 1_000), f"{lag_ms:.1f} ms",
             str(counts[arrival.id]), str(arrival.epoch), note,

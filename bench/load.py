@@ -21,13 +21,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc.aio
-from hdrh.histogram import HdrHistogram
 
 from bench import calls
-from bench.checker import quantiles
+from bench.histogram import Histogram
 from tickwheel.v1 import job_service_pb2 as js
-
-LATENCY_MAX_US = 600_000_000
 
 
 class Load:
@@ -36,7 +33,7 @@ class Load:
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked = asked
         self.api = calls.Api(asked.target)
-        self.latency_us = HdrHistogram(1, LATENCY_MAX_US, 3)
+        self.latency_us = Histogram()
         self.accepted = 0
         self.refused: dict[str, int] = {}
         self.template = calls.request("", calls.once(asked.url, 0, body=b"x" * asked.body))
@@ -109,8 +106,7 @@ class Load:
 
     def record(self, since: float) -> None:
         """Enter a latency."""
-        us = int((time.monotonic() - since) * 1e6)
-        self.latency_us.record_value(min(max(us, 1), LATENCY_MAX_US))
+        self.latency_us.record(int((time.monotonic() - since) * 1e6))
 
     # --- modes ---
 
@@ -219,7 +215,7 @@ class Load:
             "repeats": self.api.repeats,
             "wall_s": round(wall_s, 3),
             "per_s": round(self.accepted / wall_s),
-            "latency_ms": quantiles(self.latency_us),
+            "latency_ms": self.latency_us.ms(),
             "generator_cpu_s": round(time.process_time() - cpu, 2),
         }
 

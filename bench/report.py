@@ -8,7 +8,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +75,7 @@ def flatten(row: Row, prefix: str = "") -> Row:
     for key, value in row.items():
         name = prefix + key
         if isinstance(value, dict):
-            flat |= flatten(value, name + ".")
+            flat |= flatten(cast("Row", value), name + ".")
         else:
             flat[name] = value
     return flat

@@ -4,16 +4,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hdrh.histogram import HdrHistogram
-
 from bench import calls
-from bench.checker import LAG_MAX_US, quantiles, scheduled_ms
+from bench.checker import scheduled_ms
+from bench.histogram import Histogram
 from bench.node import ROOT, Node, Sink, environment
 from bench.sink import Arrival
 
@@ -32,7 +31,7 @@ class Rig:
         return max(int(full * self.scale), 1_000)
 
     @contextmanager
-    def node(self, name: str) -> Iterator[Node]:
+    def node(self, name: str) -> Generator[Node]:
         """A fresh node that is ready."""
         with Node(self.directory / name) as node:
             node.start()
@@ -65,16 +64,16 @@ def load(node: Node, sink: Sink, mode: str, **options: Any) -> dict[str, Any]:
 
 def lags(arrivals: list[Arrival]) -> dict[str, Any]:
     """How late each first arrival was, early ones and repeats counted apart."""
-    histogram = HdrHistogram(1, LAG_MAX_US, 3)
+    histogram = Histogram()
     seen: set[str] = set()
     early = 0
     for arrival in arrivals:
         lag_us = arrival.arrival_us - scheduled_ms(arrival) * 1_000
         if arrival.id not in seen:
-            histogram.record_value(min(max(lag_us, 1), LAG_MAX_US))
+            histogram.record(lag_us)
         seen.add(arrival.id)
         early += lag_us < 0
-    return {"lag_ms": quantiles(histogram), "early": early, "repeated": len(arrivals) - len(seen)}
+    return {"lag_ms": histogram.ms(), "early": early, "repeated": len(arrivals) - len(seen)}
 
 
 def wait_count(sink: Sink, count: int, timeout_s: float) -> bool:

@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the records there at the end")
     parser.add_argument("--with-stdin", action="store_true", help="end when stdin closes")
     asked = parser.parse_args()
-    run: Callable[..., None] = asyncio.run
+    run: Callable[..., Any] = asyncio.run
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 — asyncio's own loop does as well, only slower
 

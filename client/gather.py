@@ -150,7 +150,7 @@ class Gatherer:
             if isinstance(error, DeadlineExceeded) and item.deadline > self._loop.time():
                 self.put(item)
             else:
-                item.refuse(error)
+                self._again_or_refuse(item, error)
 
     def _again_or_refuse(self, item: Waiting, error: TickwheelError) -> None:
         if not may_repeat(error, repeatable=True):

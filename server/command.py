@@ -169,6 +169,13 @@ class Expire(NamedTuple):
     due_ms: Ms
 
 
+class Abandon(NamedTuple):
+    """A live execution of a job that was cancelled or disabled; whoever had sent it is gone. It is not sent again."""
+
+    job_row: Row
+    execution_row: Row
+
+
 class Ended(NamedTuple):
     """An attempt ended."""
 
@@ -177,7 +184,7 @@ class Ended(NamedTuple):
 
 
 NamedCommand = Create | Update | Delete | Pause | Resume | Cancel | Run | Redrive | Get
-LeaderCommand = Due | Expire | Ended
+LeaderCommand = Due | Expire | Abandon | Ended
 Command = NamedCommand | LeaderCommand
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from tickwheel.server import progress, schedule
 from tickwheel.server.command import (
+    Abandon,
     Cancel,
+    Cancellation,
     ChangeReply,
     Command,
     Create,
@@ -63,6 +65,7 @@ from tickwheel.server.steps import (
     armed,
     cancel_unsent,
     check_live_room,
+    end_buffered,
     end_live,
     known_job,
     race,
@@ -153,16 +156,23 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     if status.state == JobState.CANCELLED:
         raise wrong_state(job, status, "a cancelled job can't be updated; create a new one")
     prepared = command.merge(job.spec)
+    if (
+        prepared.spec == job.spec
+    ):  # repeated, or nothing new: the same answer, and no new generation
+        return ChangeReply(view_of(draft, row, job, status), *race(draft, status, row))
     before, after = decode_spec(job.spec), decode_spec(prepared.spec)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
     cancellation, attempt = race(draft, status, row)
-    if rescheduled or before.jitter_ms != after.jitter_ms:
+    if rescheduled:
         status = _reschedule(draft, job, status, after)
+    elif before.jitter_ms != after.jitter_ms and status.state == JobState.SCHEDULED:
+        status = armed(status, job.uid, after)
     status = status._replace(generation=status.generation + 1, update_ms=draft.now_ms)
     job = job._replace(spec=prepared.spec, labels=prepared.labels)
     if not command.validate_only:
         if rescheduled:
             status = cancel_unsent(draft, row, status)
+            status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
         draft.put_job(row, job, settle(status, after, draft.now_ms))
     return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
 
@@ -183,13 +193,15 @@ def _reschedule(draft: Draft, job: JobRow, status: Status, spec: Spec) -> Status
             ]
         )
     state = JobState.SCHEDULED if status.state == JobState.COMPLETED else status.state
-    return armed(status._replace(state=state, next_ms=next_ms, buffered_ms=0), job.uid, spec)
+    status = status._replace(state=state, next_ms=next_ms)
+    return armed(status, job.uid, spec) if state == JobState.SCHEDULED else status
 
 
 def _delete(draft: Draft, command: Delete) -> None:
     row, job, status = _named(draft, command)
     _check_etag(status, command.etag)
     end_live(draft, row, status, Reason.JOB_DELETED, sent_too=True)
+    end_buffered(draft, row, job, status, Reason.JOB_DELETED)
     draft.drop(row, job)
 
 
@@ -239,22 +251,33 @@ def _skip_paused(draft: Draft, row: Row, job: JobRow, status: Status, spec: Spec
 def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
     row, job, status = _named(draft, command)
     _check_etag(status, command.etag)
-    cancellation, attempt = race(draft, status, row)
     if status.state == JobState.CANCELLED:
-        return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+        return ChangeReply(view_of(draft, row, job, status), *unpack_answer(status.cancel))
+    cancellation, attempt = race(draft, status, row)
     if status.state == JobState.COMPLETED and not status.live:
         raise wrong_state(job, status, "it is over; nothing is left to cancel")
     spec = decode_spec(job.spec)
     status = end_live(draft, row, status, Reason.JOB_CANCELLED, sent_too=False)
+    status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
     status = status._replace(
         state=JobState.CANCELLED,
         next_ms=0,
-        buffered_ms=0,
         due_ms=draft.now_ms + spec.retention_ms,
         update_ms=draft.now_ms,
+        cancel=pack_answer(cancellation, attempt),
     )
     draft.put_status(row, status)
     return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+
+
+def pack_answer(cancellation: Cancellation, attempt: int) -> int:
+    """A cancel's answer as one number, so that repeating the cancel, even after a crash, is answered the same."""
+    return attempt << 2 | cancellation
+
+
+def unpack_answer(answer: int) -> tuple[Cancellation, int]:
+    """The inverse of `pack_answer`."""
+    return Cancellation(answer & 3), answer >> 2
 
 
 def _run(draft: Draft, command: Run) -> JobView:
@@ -279,6 +302,12 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
     repeated = any(known == digest for known, _ in status.requests)
     if repeated or command.row in status.live:
         return view_of(draft, row, job, status)
+    if command.ended.uid != job.uid:
+        raise FailedPrecondition(
+            f"execution {command.ended.id} belongs to an earlier job {job.name!r}, which was deleted",
+            reason="JOB_REPLACED",
+            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
+        )
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
     if command.ended.uid != job.uid:
@@ -342,5 +371,6 @@ HANDLERS: dict[type, Callable[[Draft, Any], Reply]] = {
     Redrive: _redrive,
     Due: progress.due,
     Expire: progress.expire,
+    Abandon: progress.abandon,
     Ended: progress.ended,
 }

@@ -8,8 +8,9 @@
     ALL(max 2)    12:00      10:00–11:00  MISFIRE_POLICY  2
     SKIP          –          10:00–13:00  MISFIRE_POLICY  4   (13:00 is more than the grace ago)
 
-`catchup_window` goes first: what is older is given up as CATCHUP_WINDOW, whatever the policy. A one-off fires late,
-unless its `expire_after` has passed. Nothing is dropped without a record.
+`catchup_window` goes first: what is older is given up as CATCHUP_WINDOW, whatever the policy. Where the policy then gives
+up more, one record covers both and says MISFIRE_POLICY. `expire_after` narrows the window of a recurring job; a one-off
+fires late unless it has passed. Nothing is dropped without a record.
 
 Must never import: any room but `model`, `command`; no I/O, no clock.
 """

@@ -9,6 +9,7 @@ Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chan
 
 from tickwheel.server import retry, schedule
 from tickwheel.server.command import (
+    Abandon,
     Due,
     Ended,
     Expire,
@@ -29,7 +30,7 @@ from tickwheel.server.model import (
     Status,
 )
 from tickwheel.server.spec import decode_spec
-from tickwheel.server.steps import armed, end_live, record_missed, settle
+from tickwheel.server.steps import armed, end_buffered, end_live, record_missed, settle
 
 ATTEMPTS_KEPT_MAX = 100
 """Attempts that an execution's record keeps, the newest."""
@@ -90,6 +91,24 @@ def expire(draft: Draft, command: Expire) -> None:
     draft.drop(command.job_row, job)
 
 
+def abandon(draft: Draft, command: Abandon) -> None:
+    """End what was on its way when an earlier leader died, after the user or the target had said: no more."""
+    execution = draft.execution(command.execution_row)
+    found = draft.job(command.job_row)
+    if execution is None or found is None:
+        return
+    _, status = found
+    state, reason = ExecutionState.CANCELLED, Reason.JOB_CANCELLED
+    if status.state == JobState.DISABLED:
+        state, reason = ExecutionState.FAILED, Reason.JOB_DISABLED
+    elif status.state != JobState.CANCELLED:  # resumed meanwhile: due again
+        draft.put_live(command.execution_row, execution)
+        return
+    execution = execution._replace(state=state, reason=reason, due_ms=0, end_ms=draft.now_ms)
+    draft.put_ended(command.execution_row, execution)
+    draft.put_status(command.job_row, _count_end(status, command.execution_row, state))
+
+
 def ended(draft: Draft, command: Ended) -> None:
     """An attempt's outcome. A late one of an execution that a cancel or a delete ended changes nothing."""
     fire, outcome = command.fire, command.outcome
@@ -107,8 +126,8 @@ def ended(draft: Draft, command: Ended) -> None:
     execution = execution._replace(state=state, reason=reason, due_ms=0, end_ms=draft.now_ms)
     draft.put_ended(fire.execution_row, execution)
     status = _count_end(status, fire.execution_row, state)
-    if outcome.kind == OutcomeKind.DISABLE:
-        status = _disable(draft, fire.job_row, status, spec)
+    if outcome.kind == OutcomeKind.DISABLE and status.state != JobState.CANCELLED:
+        status = _disable(draft, fire.job_row, job, status, spec)
     status = _start_buffered(draft, fire.job_row, job, status)
     draft.put_status(fire.job_row, settle(status, spec, draft.now_ms))
 
@@ -138,7 +157,7 @@ def _judge(
         return ExecutionState.SUCCEEDED, Reason.NONE, 0
     if status.state == JobState.CANCELLED:
         return ExecutionState.CANCELLED, Reason.JOB_CANCELLED, 0
-    if outcome.kind == OutcomeKind.DISABLE:
+    if outcome.kind == OutcomeKind.DISABLE or status.state == JobState.DISABLED:
         return ExecutionState.FAILED, Reason.JOB_DISABLED, 0
     if outcome.kind == OutcomeKind.FAIL:
         return ExecutionState.FAILED, Reason.TARGET_REFUSED_RETRY, 0
@@ -164,11 +183,11 @@ def _count_end(status: Status, live_row: Row, state: ExecutionState) -> Status:
     )
 
 
-def _disable(draft: Draft, row: Row, status: Status, spec: Spec) -> Status:
+def _disable(draft: Draft, row: Row, job: JobRow, status: Status, spec: Spec) -> Status:
     status = end_live(draft, row, status, Reason.JOB_DISABLED, sent_too=False)
+    status = end_buffered(draft, row, job, status, Reason.JOB_DISABLED)
     return status._replace(
         state=JobState.DISABLED,
-        buffered_ms=0,
         due_ms=draft.now_ms + spec.retention_ms,
         update_ms=draft.now_ms,
     )

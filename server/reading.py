@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tickwheel.server.codec import decode_status
 from tickwheel.server.command import (
+    Abandon,
     Cancel,
     Command,
     Create,
@@ -54,8 +55,10 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     wants = Wants()
     starting = {command.execution_row for command in commands if isinstance(command, Due)}
     for command in commands:
-        if isinstance(command, Due | Expire):
+        if isinstance(command, Due | Expire | Abandon):
             _want_job(table, command.job_row, rows, wants)
+            if isinstance(command, Abandon):
+                _want_live(table, command.execution_row, rows, wants)
         elif isinstance(command, Ended):
             _want_ended(table, command, rows, wants, starting)
         else:
@@ -79,7 +82,9 @@ def merge(rows: Rows, wants: Wants, found: Found) -> None:
 
 
 def _want_name(table: Table, command: Command, rows: Rows, wants: Wants) -> Row:
-    if isinstance(command, Due | Expire | Ended) or (isinstance(command, Create) and command.fresh):
+    if isinstance(command, Due | Expire | Abandon | Ended) or (
+        isinstance(command, Create) and command.fresh
+    ):
         return 0
     key = (command.namespace, command.name)
     row = rows.names.get(key)

@@ -17,6 +17,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from tickwheel.server import codec
@@ -61,14 +62,13 @@ WAL_WAITING_BYTES_MAX = 16 << 20
 UPDATE_BYTES = 300_000
 """The most that an update logs: a spec with its largest body."""
 
-ENDED_BYTES = 1_000
-"""What any other command logs, about; an execution with all its answers stays below 20 times as much."""
-
 FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
 
 CREATES_STOP_SHARE = 0.8
 """Of `table_bytes_max`: from here on creates wait for the store (DESIGN §6 Bounds)."""
+
+STORE_BUSY_S = 0.01
 
 IDLE_MS = 500
 """The longest sleep of the firing timer: how soon a step of the host's clock is noticed."""
@@ -143,6 +143,7 @@ class Slot:
     warming: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     frozen_at: Applied = field(default_factory=Applied)
+    ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
 
     def applied_now(self) -> Applied:
         """How far the table is, for the store that it is flushed to."""
@@ -161,6 +162,13 @@ class Work:
     wants: Wants | None = None
     effects: Effects | None = None
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+
+    def join_leading(self) -> None:
+        """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
+        if self.tickets:
+            leading, self.slot.leading = self.slot.leading, []
+            self.commands[self.leader_count : self.leader_count] = leading
+            self.leader_count += len(leading)
 
 
 @dataclass(slots=True)
@@ -278,7 +286,7 @@ class Runner:
         if self._wal.waiting_bytes > WAL_WAITING_BYTES_MAX:
             return  # the end of a group under way pumps again
         group: list[Work] = []
-        room = Room(GROUP_COMMANDS_MAX, GROUP_BYTES_MAX)
+        room = Room(GROUP_COMMANDS_MAX, min(GROUP_BYTES_MAX, self._wal.record_bytes_max // 4))
         for number in list(self._ready):
             slot = self._ready[number]
             if slot.busy:
@@ -321,10 +329,14 @@ class Runner:
         self._release(group)
 
     async def _read(self, group: list[Work]) -> None:
-        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread."""
+        """Read what the commands name and the table does not hold; all shards in one trip to the store's thread.
+
+        What fires meanwhile is not held yet. So its commands join the batch, or a cancel would not see it.
+        """
         while True:
             lacking: list[tuple[Work, Wants]] = []
             for work in group:
+                work.join_leading()
                 wants = work.slot.shard.collect(work.commands, work.rows)
                 if wants:
                     lacking.append((work, wants))
@@ -332,9 +344,7 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(
-                lambda stores=stores: [read_wants(s, w) for s, w in stores]
-            )
+            answers = await self.store.read(partial(_read_all, stores))
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -368,8 +378,9 @@ class Runner:
                 work.slot.shard.settle(work.commands, work.effects)
                 work.slot.applied = work.slot.index
                 for _, data in work.effects.ended:
-                    state = ExecutionState(codec.execution_columns(data)[1])
-                    self._metrics.count_ended(state.name)
+                    job_row, state, *_ = codec.execution_columns(data)
+                    self._metrics.count_ended(ExecutionState(state).name)
+                    work.slot.ended_since_trim[job_row] += 1
                 self.table_bytes += table.bytes_held - before_bytes
 
     def _reply(self, group: list[Work]) -> None:
@@ -437,9 +448,16 @@ class Runner:
         self._timer = self._loop.call_later(delay_s, self._ring)
 
     def _ring(self) -> None:
+        """Fire; an error nobody foresaw must not end firing in silence."""
+        try:
+            if self.firing:
+                self._fire_all()
+        except Exception as error:
+            log.exception("firing failed")
+            self._on_fatal(error)
+
+    def _fire_all(self) -> None:
         """Fire a slice of every shard that has something due, then sleep or come again at once."""
-        if not self.firing:
-            return
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
         for slot in self.slots.values():
@@ -510,11 +528,19 @@ class Runner:
         live = [row for _, row, generation in entries if generation < 0]
         known = [data for row in live if isinstance(data := table.execution(row), bytes)]
         jobs += [codec.decode_execution(data).job_row for data in known]
-        found = await self.store.read(lambda: read_entries(slot.store, jobs, live))
+        found = await self.read(lambda: read_entries(slot.store, jobs, live))
         if table.thaws != thaws:
             return False
         table.admit(found.jobs.items(), found.live.items())
         return True
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Read from the store, waiting while its queue is full: what the node itself needs is never refused."""
+        while True:
+            try:
+                return await self.store.read(work)
+            except ResourceExhausted:
+                await asyncio.sleep(STORE_BUSY_S)
 
     # --- tasks ---
 
@@ -553,14 +579,20 @@ def _catch_up(work: Work) -> None:
 
 
 def _weight(command: Command) -> int:
-    """About how many bytes of journal a command makes."""
+    """About how many bytes of journal a command makes, rather too many than too few."""
     if isinstance(command, Create):
         return len(command.prepared.spec) + 300
-    return UPDATE_BYTES if isinstance(command, Update) else ENDED_BYTES
+    if isinstance(command, Ended):
+        return 3 * len(command.outcome.body) + 5_000
+    return UPDATE_BYTES if isinstance(command, Update) else 1_000
 
 
 def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
     return items[:count], items[count:]
+
+
+def _read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:
+    return [read_wants(store, wants) for store, wants in asked]
 
 
 def read_wants(store: ShardStore, wants: Wants) -> Found:

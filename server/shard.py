@@ -20,7 +20,7 @@ from random import Random
 from typing import NamedTuple
 
 from tickwheel.server import codec, decide, misfire, schedule
-from tickwheel.server.command import Command, Due, Ended, Expire, JobView, Missed, Reply
+from tickwheel.server.command import Abandon, Command, Due, Ended, Expire, JobView, Missed, Reply
 from tickwheel.server.draft import Draft, Flight, Rows, Stamp
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.fire import Fire
@@ -145,6 +145,7 @@ class Shard:
         self.next_row = max(self.next_row, effects.next_row)
         for row, namespace, name in effects.drops:
             self.table.drop_job(row, namespace, name)
+            self._awaiting.discard(row)
         for row, job in effects.jobs:
             self._arm_job(row, job.status)
             self.table.put_job(row, job)
@@ -296,6 +297,9 @@ class Shard:
             return
         status = codec.decode_status(job.status)
         if status.state == JobState.PAUSED and execution.kind == ExecutionKind.OCCURRENCE:
+            return
+        if status.state in {JobState.CANCELLED, JobState.DISABLED}:
+            fired.commands.append(Abandon(execution.job_row, row))
             return
         spec = decode_spec(job.spec)
         late = now_ms - due_ms > LATE_MS

@@ -91,14 +91,16 @@ def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
     """What became of the request this change races with."""
     attempts = [flight.fire.attempt for flight in draft.flights(row) if flight.sent]
     held = {flight.fire.execution_row for flight in draft.flights(row)}
-    unknown = 0 < status.due_ms <= draft.stamp.start_ms and status.state == JobState.SCHEDULED
+    start_ms = draft.stamp.start_ms
+    due_before = 0 < status.due_ms <= start_ms and status.create_ms <= start_ms
+    unknown = due_before and status.state == JobState.SCHEDULED
     for live_row in status.live:
         execution = draft.execution(live_row)
         if execution is None:
             continue
         if execution.attempt > execution.base:
             attempts.append(execution.attempt)
-        elif live_row not in held and execution.create_ms <= draft.stamp.start_ms:
+        elif live_row not in held and execution.create_ms <= start_ms:
             unknown = True
     if attempts:
         return Cancellation.ALREADY_DISPATCHED, max(attempts)
@@ -122,6 +124,18 @@ def end_live(draft: Draft, row: Row, status: Status, reason: Reason, *, sent_too
         )
         draft.put_ended(live_row, ended)
     return status._replace(live=tuple(kept))
+
+
+def end_buffered(draft: Draft, row: Row, job: JobRow, status: Status, reason: Reason) -> Status:
+    """Give up the occurrence that waited for the live one; like those, it ends as CANCELLED."""
+    if not status.buffered_ms:
+        return status
+    ended = Execution(
+        row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, status.buffered_ms, "",
+        ExecutionState.CANCELLED, draft.now_ms, end_ms=draft.now_ms, reason=reason,
+    )  # fmt: skip
+    draft.put_ended(draft.new_row(), ended)
+    return status._replace(buffered_ms=0)
 
 
 def cancel_unsent(draft: Draft, row: Row, status: Status) -> Status:

@@ -171,7 +171,7 @@ class Table:
         if previous is not None:
             active.bytes_held -= _job_bytes(previous)
         else:
-            active.statuses.pop(row, None)
+            active.bytes_held -= _weight(active.statuses.pop(row, None))
         active.jobs[row] = job
         names = active.names.get(job.namespace)
         if names is None:
@@ -186,9 +186,9 @@ class Table:
         job = active.jobs.get(row)
         if job is not None:
             active.jobs[row] = job._replace(status=status)
+            active.bytes_held += len(status) - len(job.status)
             return
-        if row not in active.statuses:
-            active.bytes_held += len(status) + EXECUTION_OVERHEAD_BYTES
+        active.bytes_held += _weight(status) - _weight(active.statuses.get(row))
         active.statuses[row] = status
 
     def drop_job(self, row: Row, namespace: str, name: str) -> None:
@@ -197,7 +197,7 @@ class Table:
         job = active.jobs.pop(row, None)
         if job is not None:
             active.bytes_held -= _job_bytes(job)
-        active.statuses.pop(row, None)
+        active.bytes_held -= _weight(active.statuses.pop(row, None))
         active.drops.add(row)
         active.names.setdefault(namespace, {})[name] = 0
         active.bytes_held += EXECUTION_OVERHEAD_BYTES
@@ -206,15 +206,16 @@ class Table:
     def put_live(self, row: Row, execution: bytes) -> None:
         """An execution that has not ended."""
         active = self.active
-        active.ended.pop(row, None)
-        active.bytes_held += _growth(active.live.get(row), execution)
+        before = active.ended.pop(row, None) or active.live.get(row)
+        active.bytes_held += _weight(execution) - _weight(before)
         active.live[row] = execution
         self._live.pop(row, None)
 
     def put_ended(self, row: Row, execution: bytes) -> None:
         """An execution's end, or a record of occurrences that were not attempted."""
         active = self.active
-        active.bytes_held += _growth(active.live.pop(row, None) or active.ended.get(row), execution)
+        before = active.live.pop(row, None) or active.ended.get(row)
+        active.bytes_held += _weight(execution) - _weight(before)
         active.ended[row] = execution
         self._live.pop(row, None)
 
@@ -235,9 +236,11 @@ class Table:
         for row, status in frozen.statuses.items():
             if (cached := self._jobs.get(row)) is not None:
                 self._jobs[row] = cached._replace(status=status)
+                self._cache_bytes += len(status) - len(cached.status)
         for row, job in frozen.jobs.items():
             if 0 < status_due_ms(job.status) < keep_until_ms:
                 self.admit(((row, job),), ())
+        self._shrink()
 
     def admit(self, jobs: Iterable[tuple[Row, JobRow]], live: Iterable[tuple[Row, bytes]]) -> None:
         """Keep rows that were read from the store. The caller vouches that no thaw happened since the reading began.
@@ -271,5 +274,6 @@ def _job_bytes(job: JobRow) -> int:
     return len(job.spec) + len(job.status) + len(job.name) + len(job.labels) + JOB_OVERHEAD_BYTES
 
 
-def _growth(before: bytes | None, after: bytes) -> int:
-    return len(after) + EXECUTION_OVERHEAD_BYTES if before is None else len(after) - len(before)
+def _weight(data: bytes | None) -> int:
+    """What a status or an execution costs; None costs nothing."""
+    return 0 if data is None else len(data) + EXECUTION_OVERHEAD_BYTES

@@ -46,7 +46,18 @@ def good_create() -> pb.CreateJobRequest:
 
 def cases() -> list[Case]:
     """The whole table."""
-    return [*_of_requests(), *_of_schedules(), *_of_targets(), *_of_policies(), *_of_reads()]
+    parts = (
+        _of_requests(),
+        _of_schedules(),
+        _of_cron_and_every(),
+        _of_windows(),
+        _of_targets(),
+        _of_headers_and_answers(),
+        _of_policies(),
+        _of_texts(),
+        _of_reads(),
+    )
+    return [case for part in parts for case in part]
 
 
 def _create(what: str, change: Change, reason: str, field: str) -> Case:
@@ -140,12 +151,12 @@ def _of_requests() -> Iterator[Case]:
 
 
 def _of_schedules() -> Iterator[Case]:
-    once, every, cron = "job.schedule.once", "job.schedule.every", "job.schedule.cron"
+    once = "job.schedule.once"
     yield _create("no schedule", lambda j: j.ClearField("schedule"), "REQUIRED", "job.schedule")
     yield _create("once without a time", lambda j: j.schedule.once.Clear(), "REQUIRED", once)
     yield _create(
-        "a time after 9999",
-        at("schedule.once.scheduled_time.seconds", 253_402_300_800),
+        "a time after 9989",
+        at("schedule.once.scheduled_time.seconds", 253_086_681_600),
         "TIME_INVALID",
         f"{once}.scheduled_time",
     )
@@ -191,6 +202,24 @@ def _of_schedules() -> Iterator[Case]:
         "ENUM_UNKNOWN",
         f"{once}.past_policy",
     )
+
+
+def _of_cron_and_every() -> Iterator[Case]:
+    every, cron = "job.schedule.every", "job.schedule.cron"
+    for expression, reason in (
+        ("* * * *", "INVALID_CRON"),
+        ("0 0 0 * * *", "SECONDS_FIELD_NEEDS_DIALECT"),
+        ("61 * * * *", "INVALID_CRON"),
+        ("0 0 30 2 *", "NEVER_FIRES"),
+    ):
+        change = at("schedule.cron.expression", expression)
+        yield _create(f"cron {expression}", change, reason, f"{cron}.expression")
+    yield _create(
+        "a zone nobody knows",
+        at("schedule.cron.expression", "@daily", "schedule.cron.time_zone", "Europe/Atlantis"),
+        "UNKNOWN_TIME_ZONE",
+        f"{cron}.time_zone",
+    )
     yield _create(
         "cron without a field",
         lambda j: j.schedule.cron.SetInParent(),
@@ -227,6 +256,36 @@ def _of_schedules() -> Iterator[Case]:
         "OUT_OF_RANGE",
         f"{every}.period",
     )
+
+
+def _of_windows() -> Iterator[Case]:
+    for civil in ("2090-02-30T00:00:00", "2090-01-01T00:00:00Z", "tomorrow"):
+        yield _create(
+            f"civil time {civil}",
+            at("schedule.once.civil_time", civil, "schedule.once.time_zone", "Europe/Berlin"),
+            "INVALID_CIVIL_TIME",
+            "job.schedule.once.civil_time",
+        )
+    yield _create(
+        "a civil time that happens twice, both times",
+        lambda j: j.schedule.once.MergeFrom(
+            schedule_pb2.Once(
+                civil_time="2090-01-01T00:00:00",
+                time_zone="Europe/Berlin",
+                dst_overlap=schedule_pb2.DST_OVERLAP_BOTH,
+            )
+        ),
+        "BOTH_NOT_ALLOWED",
+        "job.schedule.once.dst_overlap",
+    )
+    yield _create(
+        "an excluded date that is none",
+        lambda j: j.window.excluded_dates.append("2090-02-30"),
+        "INVALID_DATE",
+        "job.window.excluded_dates",
+    )
+    never = at("window.end_time.seconds", 5)
+    yield _create("a window that leaves nothing", never, "NEVER_FIRES", "job.window")
     yield _create(
         "an end before the start", _backward_window, "OUT_OF_RANGE", "job.window.end_time"
     )
@@ -290,6 +349,10 @@ def _of_targets() -> Iterator[Case]:
         "BODY_TOO_LARGE",
         f"{target}.body",
     )
+
+
+def _of_headers_and_answers() -> Iterator[Case]:
+    target = "job.http_target"
     for name, value, reason, part in (
         ("Host", "a", "HEADER_RESERVED", "name"),
         ("Tickwheel-Job", "a", "HEADER_RESERVED", "name"),
@@ -420,6 +483,9 @@ def _of_policies() -> Iterator[Case]:
             "OUT_OF_RANGE",
             field,
         )
+
+
+def _of_texts() -> Iterator[Case]:
     for what, key, text, reason in (
         ("a key in capitals", "Team", "a", "LABEL_KEY"),
         ("an empty key", "", "a", "LABEL_KEY"),
@@ -492,6 +558,7 @@ def _of_reads() -> Iterator[Case]:
         request = pb.ListJobsRequest(parent=PARENT, page_token=token)
         yield _refused(f"token {token!r}", "ListJobs", request, "PAGE_TOKEN_INVALID", "page_token")
     yield from _of_counts()
+    yield from _of_previews()
 
 
 def _of_counts() -> Iterator[Case]:
@@ -509,3 +576,18 @@ def _of_counts() -> Iterator[Case]:
     yield _refused("a bucket of 1 ns", "CountJobs", count, "OUT_OF_RANGE", "bucket")
     count = pb.CountJobsRequest(parent=PARENT, group_by=9)  # type: ignore[arg-type]
     yield _refused("a grouping nobody knows", "CountJobs", count, "ENUM_UNKNOWN", "group_by")
+
+
+def _of_previews() -> Iterator[Case]:
+    preview = pb.PreviewScheduleRequest(parent=PARENT)
+    yield _refused("a preview of nothing", "PreviewSchedule", preview, "REQUIRED", "schedule")
+    preview = pb.PreviewScheduleRequest(parent=PARENT, job="namespaces/other/jobs/a")
+    yield _refused("another's job", "PreviewSchedule", preview, "PARENT_MISMATCH", "job")
+    for count in (-1, 1_001):
+        preview = pb.PreviewScheduleRequest(parent=PARENT, count=count)
+        preview.schedule.every.period.seconds = 60
+        yield _refused(f"{count} of them", "PreviewSchedule", preview, "OUT_OF_RANGE", "count")
+    preview = pb.PreviewScheduleRequest(parent=PARENT)
+    preview.schedule.every.SetInParent()
+    field = "schedule.every.period"
+    yield _refused("every nothing", "PreviewSchedule", preview, "REQUIRED", field)

@@ -134,6 +134,8 @@ class FakeScheduler:
         next_ms = prepared.plan.next_after(0 if prepared.once else NOW_MS)
         if next_ms is None:
             raise InvalidArgument.of([Violation("job.schedule", "nothing ahead", "NEVER_FIRES")])
+        if prepared.once and not prepared.past_ok and next_ms < NOW_MS:
+            raise InvalidArgument.of([Violation("job.schedule.once", "it passed", "PAST_TIME")])
         status = Status(JobState.SCHEDULED, 1, NOW_MS, NOW_MS, next_ms, origin=prepared.digest)
         row = JobRow(*key, bytes(15) + b"\1", prepared.spec, b"", prepared.labels)
         view = JobView(len(self.jobs) + 1, row, status)

@@ -11,10 +11,10 @@ Must never import: rooms below but `codec`, `command`, `errors`, `model`, `sched
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import blake2b
 from typing import Final, cast
 
 from tickwheel.server.api.mask import copy_paths
+from tickwheel.server.api.shapes import Key, Shapes, digest_of
 from tickwheel.server.api.times import ms_up
 from tickwheel.server.api.timing import check_jitter, check_when
 from tickwheel.server.api.validate import (
@@ -56,7 +56,6 @@ SPEC_FIELDS: Final = frozenset(
 _OTHER_FIELDS: Final = tuple(
     field.name for field in job_pb2.Job.DESCRIPTOR.fields if field.name not in SPEC_FIELDS
 )
-_DIGEST_BYTES: Final = 16
 
 
 class Converter:
@@ -64,13 +63,19 @@ class Converter:
 
     def __init__(self, checks: TargetChecks, *, body_bytes_max: int) -> None:
         self._target = TargetValidator(checks, body_bytes_max)
+        self._shapes = Shapes(body_bytes_max)
 
     def prepare(self, job: job_pb2.Job, now_ms: int) -> Prepared:
         """The job as sent, for a create. It is changed in place. Raises InvalidArgument with all that is wrong."""
+        look = self._shapes.look(job)
+        if isinstance(look, Prepared):
+            return look
         found: Violations = []
         prepared = self.examine(job, now_ms, found)
         if prepared is None:
             raise refusal(found)
+        if isinstance(look, Key):
+            self._shapes.remember(look, job, prepared)
         return prepared
 
     def merge(
@@ -91,7 +96,7 @@ class Converter:
         for name in _OTHER_FIELDS:
             clear(name)
         sent = job.SerializeToString(deterministic=True)
-        digest = blake2b(sent, digest_size=_DIGEST_BYTES).digest()
+        digest = digest_of(sent)
         window = job.window if job.HasField("window") else None
         when = check_when(job.schedule, window, now_ms, found, "job.")
         once = job.schedule.WhichOneof("kind") == "once"

@@ -11,7 +11,6 @@ Must never import: rooms below but `errors`.
 """
 
 import asyncio
-import logging
 import secrets
 from typing import Any, Final, NoReturn
 
@@ -29,8 +28,9 @@ from tickwheel.server.api.limits import (
     ERROR_VIOLATIONS_MAX,
 )
 from tickwheel.server.errors import Fatal, TickwheelError
+from tickwheel.server.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 DOMAIN: Final = "tickwheel"
 

@@ -214,6 +214,7 @@ def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
         "ListExecutions": lists.list_executions,
         "GetExecution": jobs.get_execution,
         "RetryExecution": jobs.retry_execution,
+        "PreviewSchedule": trials.preview_schedule,
         "ValidateJob": trials.validate_job,
     }
     return {f"tickwheel.v1.JobService.{name}": call for name, call in table.items()}
@@ -267,9 +268,6 @@ def _later(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        return server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"can't listen on {address}: {error}") from error
-    if not bound:
-        raise OSError(f"can't listen on {address}")
-    return bound

@@ -45,8 +45,8 @@ EXCLUDED_DATES_MAX: Final = 1_000
 EXCLUDED_TIMES_MAX: Final = 1_000
 CRON_CHARS_MAX: Final = 256
 TIME_MS_MIN: Final = 1
-TIME_MS_MAX: Final = 253_402_300_799_999
-"""9999-12-31T23:59:59.999Z, the last instant that a Timestamp holds."""
+TIME_MS_MAX: Final = 253_086_681_599_999
+"""The end of 9989-12-30 UTC, so that civil times of any zone stay inside the years that can be written."""
 
 _DAY_MS: Final = 86_400_000
 _YEARS_10_MS: Final = 3_653 * _DAY_MS

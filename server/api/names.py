@@ -15,7 +15,6 @@ Must never import: rooms below but `errors`.
 
 import re
 import secrets
-from base64 import b32encode
 from functools import lru_cache
 from hashlib import sha256
 from typing import Final
@@ -26,6 +25,10 @@ from tickwheel.server.errors import InvalidArgument, Violation
 _PART: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?")
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_CHARS_MAX}}}")
 _GENERATED_BYTES: Final = 20
+_BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648, in lower case
+_PAIRS: Final = tuple(a + b for a in _BASE32 for b in _BASE32)
+_SHIFTS: Final = tuple(range(_GENERATED_BYTES * 8 - 10, -1, -10))
+"""Ten bits are two letters: the standard library's encoder takes four times as long, and one runs for each job."""
 _GRAMMAR: Final = f"1 to {NAME_CHARS_MAX} of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit"
 
 
@@ -116,7 +119,8 @@ def random_request_id() -> str:
 
 
 def _spelled(digest: bytes) -> str:
-    return "r-" + b32encode(digest[:_GENERATED_BYTES]).decode().lower()
+    number = int.from_bytes(digest[:_GENERATED_BYTES])
+    return "r-" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def _malformed(field: str, name: str, pattern: str) -> InvalidArgument:

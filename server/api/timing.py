@@ -15,7 +15,6 @@ from tickwheel.server import schedule as schedules
 from tickwheel.server.api import limits
 from tickwheel.server.api.times import NANOS_PER_MS, set_ms
 from tickwheel.server.api.validate import Violations, choice, instant, length
-from tickwheel.server.command import Plan
 from tickwheel.server.errors import Violation
 from tickwheel.server.model import CronDialect, DstGap, DstOverlap, Every, Once, Schedule, Window
 from tickwheel.server.spec import schedule_of, window_of
@@ -30,7 +29,7 @@ class When(NamedTuple):
 
     schedule: Schedule
     window: Window
-    plan: Plan
+    plan: schedules.Plan
 
 
 def check_when(
@@ -126,9 +125,6 @@ def _check_civil(once: pb.Once, found: Violations, field: str) -> None:
         text = "must name an IANA zone, like Europe/Berlin, with civil_time"
         found.append(Violation(f"{field}.time_zone", text, "REQUIRED"))
     _check_dst(once, found, field)
-    if once.dst_overlap == pb.DST_OVERLAP_BOTH:
-        text = "BOTH makes two occurrences; choose FIRST or SECOND"
-        found.append(Violation(f"{field}.dst_overlap", text, "OUT_OF_RANGE"))
 
 
 def _check_cron(cron: pb.Cron, found: Violations, field: str) -> None:

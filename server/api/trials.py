@@ -1,4 +1,4 @@
-"""Floor 5. Calls that change nothing: whether a job would be taken, and why not.
+"""Floor 5. Calls that change nothing: whether a job would be taken, and what a schedule would do.
 
 Must never import: rooms below but `command`, `errors`, `model`, `schedule`, `spec`.
 """
@@ -6,6 +6,7 @@ Must never import: rooms below but `command`, `errors`, `model`, `schedule`, `sp
 from tickwheel.server.api import names
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.criteria import DRY_RUN_RULES, RULES, criteria_of
+from tickwheel.server.api.preview import preview
 from tickwheel.server.api.validate import Violations
 from tickwheel.server.command import Create, Prepared, Scheduler
 from tickwheel.server.errors import AlreadyExists, InvalidArgument, Violation
@@ -14,7 +15,7 @@ from tickwheel.v1 import job_service_pb2 as pb
 
 
 class Trials:
-    """ValidateJob."""
+    """ValidateJob and PreviewSchedule."""
 
     def __init__(self, scheduler: Scheduler, converter: Converter) -> None:
         self._scheduler = scheduler
@@ -49,3 +50,11 @@ class Trials:
         except AlreadyExists as error:
             return [Violation("job_id", error.message, error.reason)]
         return []
+
+    # --- what would this schedule do? ---
+
+    async def preview_schedule(
+        self, request: pb.PreviewScheduleRequest
+    ) -> pb.PreviewScheduleResponse:
+        """The next occurrences, with what daylight saving does to each."""
+        return await preview(self._scheduler, request)

@@ -57,7 +57,7 @@ def instant(value: Timestamp, field: str, found: Violations) -> int:
     seconds, nanos = value.seconds, value.nanos
     ms = seconds * 1_000 - -nanos // NANOS_PER_MS
     if not (0 <= nanos < _NANOS_END and limits.TIME_MS_MIN <= ms <= limits.TIME_MS_MAX):
-        text = "must lie between 1970-01-01 and 9999-12-31, with 0 to 999,999,999 nanos"
+        text = "must lie between 1970-01-01 and 9989-12-30, with 0 to 999,999,999 nanos"
         found.append(Violation(field, text, "TIME_INVALID"))
         return limits.TIME_MS_MIN
     if nanos % NANOS_PER_MS:

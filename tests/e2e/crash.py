@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 from bench import calls
 from bench.checker import History, Job, Operation, Outage, Report, check
@@ -184,7 +185,10 @@ class Driver:
         except calls.GaveUp:
             return
         except grpc.aio.AioRpcError as error:
-            self.story.faults.append(f"{kind} of the acknowledged {job.name}: {error.code().name}")
+            if move and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                return  # the first try took effect, its answer was lost, and it has fired since
+            what = f"{kind} of the acknowledged {job.name}: {error.code().name} {error.details()}"
+            self.story.faults.append(what)
 
     # --- trouble ---
 

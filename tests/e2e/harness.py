@@ -5,7 +5,7 @@ data directory and ports, so that tests can run beside each other.
 """
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ FLOOD_MS = 1_000
 @contextmanager
 def running_node(
     directory: Path, *, prefix: Sequence[str] = (), options: Sequence[str] = ()
-) -> Iterator[Node]:
+) -> Generator[Node]:
     """A node that is ready. When the block fails, the error carries its log's end."""
     with Node(directory / "data", prefix=prefix, options=options) as node:
         node.start()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bench import calls
-from bench.checker import Job
+from bench.checker import Job, Outage
 from bench.node import Node, Sink
 from tests.e2e.crash import Leg, run_leg
 from tests.e2e.harness import assert_clean, judge, restart
@@ -31,7 +31,7 @@ async def test_each_occurrence_keeps_its_one_id_when_killed_in_flight(
     first = calls.now_ms() + 1_000
     job = Job("slow", "", first, 1_000)
     job.uid = (await api.create("slow", calls.every(sink.url("/slow?ms=700"), 1_000, first))).uid
-    outages = []
+    outages: list[Outage] = []
     for _ in range(4):
         await asyncio.sleep(1.3)
         outages.append(restart(node))

@@ -55,6 +55,40 @@ async def test_what_waits_survives_a_kill_and_fires_once(node: Node, sink: Sink)
     await api.close()
 
 
+async def test_a_cancel_in_the_last_moment_tells_the_truth(node: Node, sink: Sink) -> None:
+    """Cancels that race with the dispatch: whatever is answered, the target must agree with it (I4)."""
+    api = calls.Api(node.target)
+    due = calls.now_ms() + 2_500
+    jobs = [Job(f"j{k}", "", due + 3 * k) for k in range(300)]
+    requests = [calls.request(j.name, calls.once(sink.url(), j.due_ms)) for j in jobs]
+    for job, uid in zip(jobs, await api.create_many(requests), strict=True):
+        job.uid = uid
+
+    async def cancel(number: int, job: Job) -> None:
+        early = {0: 1_500, 1: -500}.get(number % 10, 60 - number % 64)
+        sent = job.due_ms - early
+        await asyncio.sleep(max(sent - calls.now_ms(), 0) / 1_000)
+        job.operations.append(calls.operation("cancel", sent, await api.cancel(job.name)))
+
+    async def crowd(number: int) -> None:
+        """Other work, so that cancels wait for their batch while their job falls due."""
+        far = due + 3_600_000
+        await asyncio.sleep(max(due - 100 - calls.now_ms(), 0) / 1_000)
+        for k in range(8):
+            names = [f"w{number}-{k}-{n}" for n in range(500)]
+            await api.create_many([calls.request(n, calls.once(sink.url(), far)) for n in names])
+
+    cancels = [cancel(number, job) for number, job in enumerate(jobs)]
+    crowds = [crowd(number) for number in range(4)]
+    await asyncio.gather(*cancels, *crowds)
+    wait_until(lambda: calls.now_ms() > jobs[-1].due_ms + 2_000, SETTLE_S, "the horizon")
+    answers = {job.operations[0].answer for job in jobs}
+    assert "CANCELLED_BEFORE_DISPATCH" in answers
+    assert len(answers) > 1, "no cancel raced with a dispatch: the test has shown nothing"
+    assert_clean(judge(jobs, sink))
+    await api.close()
+
+
 async def test_a_retry_keeps_its_id(node: Node, sink: Sink) -> None:
     api = calls.Api(node.target)
     job = Job("again", "", calls.now_ms() + 200)

@@ -105,7 +105,7 @@ class DictStore:
         self._durable.ended = {r: d for r, d in durable.items() if self._day(d) not in days}
         return len(days)
 
-    def trim(self, job_row: Row, keep: int) -> int:
+    def trim(self, job_row: Row, keep: int, before_ms: Ms = 0) -> int:
         job = self._now.jobs.get(job_row)
         if job is None:
             return 0
@@ -113,9 +113,11 @@ class DictStore:
             (row for row, data in self._now.ended.items() if self._of(data, job, job_row)),
             reverse=True,
         )
-        for row in mine[keep:]:
+        old = [r for r in mine if (self._day(self._now.ended[r]) + 1) * MS_PER_DAY <= before_ms]
+        gone = {*mine[keep:], *old}
+        for row in gone:
             del self._now.ended[row]
-        return len(mine[keep:])
+        return len(gone)
 
     def find(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row]:
         by_name = {(job.namespace, job.name): row for row, job in sorted(self._now.jobs.items())}

@@ -8,18 +8,18 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from tickwheel.v1 import job_service_pb2 as pb
 from tickwheel.v1.job_pb2 import JOB_STATE_SCHEDULED, Job
-from tickwheel.v1.job_service_pb2_grpc import (
-    JobServiceServicer,
-    add_JobServiceServicer_to_server,
-)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+EMPTY = Empty()
 UID = "0" * 32
 NEXT_S = 1_900_000_000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -58,8 +58,8 @@ async def abort(context: Context, error: Status) -> NoReturn:
     await context.abort(_CODES[error.code], error.message, details)
 
 
-class FakeJobs(JobServiceServicer):
-    """Answers every create; other methods as the test sets them in `answers` by their name."""
+class FakeJobs:
+    """Answers every batch of creates; other methods as the test sets them in `answers` by their name."""
 
     def __init__(self) -> None:
         self.batches: list[pb.BatchCreateJobsRequest] = []
@@ -72,7 +72,18 @@ class FakeJobs(JobServiceServicer):
         self.most_calls = 0
         self._calls = 0
 
-    async def BatchCreateJobs(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    async def answer(self, method: str, request: Any, context: Context) -> Any:
+        """The answer to one call."""
+        if method == "BatchCreateJobs":
+            return await self._batch(request, context)
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        self.seen.append((method, request, metadata))
+        if method not in self.answers:
+            text = f"the test gave no answer for {method}"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+        return await self.answers[method](request, context)
+
+    async def _batch(self, request: Any, context: Context) -> Any:
         self.batches.append(request)
         self._calls += 1
         self.most_calls = max(self.most_calls, self._calls)
@@ -94,25 +105,23 @@ class FakeJobs(JobServiceServicer):
         handle.next_time.seconds = NEXT_S
         return pb.BatchCreateJobsResult(handle=handle)
 
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Every method of the service that has one request and one answer."""
+        service = pb.DESCRIPTOR.services_by_name["JobService"]
+        unary = [m for m in service.methods if not (m.client_streaming or m.server_streaming)]
+        return grpc.method_handlers_generic_handler(
+            service.full_name, {method.name: self._handler(method) for method in unary}
+        )
 
-def _add(method: str) -> None:
-    async def call(self: FakeJobs, request: Any, context: Context) -> Any:
-        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        self.seen.append((method, request, metadata))
-        if method in self.answers:
-            return await self.answers[method](request, context)
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"the test gave no answer for {method}")
-        raise AssertionError("unreachable")
+    def _handler(self, method: MethodDescriptor) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            return await self.answer(method.name, request, context)
 
-    setattr(FakeJobs, method, call)
-
-
-for _name in (
-    "CreateJob", "GetJob", "ListJobs", "CountJobs", "UpdateJob", "DeleteJob", "PauseJob",
-    "ResumeJob", "CancelJob", "RunJob", "ListExecutions", "GetExecution", "RetryExecution",
-    "PreviewSchedule", "ValidateJob",
-):  # fmt: skip
-    _add(_name)
+        return grpc.unary_unary_rpc_method_handler(
+            call,
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
 
 
 def answering(message: Message) -> Callable[[Any, Context], Awaitable[Any]]:
@@ -145,7 +154,7 @@ async def start(jobs: FakeJobs, port: int = 0) -> tuple[grpc.aio.Server, str]:
     """A server on loopback, and its address."""
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 1024 * 1024)]
     server = grpc.aio.server(options=options)
-    add_JobServiceServicer_to_server(jobs, server)
+    server.add_generic_rpc_handlers((jobs.handlers(),))
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     return server, f"127.0.0.1:{bound}"

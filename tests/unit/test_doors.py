@@ -1,26 +1,19 @@
 """JobService behind its transport: what each method asks of the scheduler, and how it answers."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from google.protobuf.message import Message
 from tests.bad_input import JOB, PARENT, good_create, good_job
-from tests.fake_scheduler import NOW_MS, TAKES_ALL, FakeScheduler
+from tests.door import Door, create
+from tests.fake_scheduler import NOW_MS
 
 from tickwheel.server.api import limits, names
-from tickwheel.server.api.convert import Converter
-from tickwheel.server.api.creates import Creator
-from tickwheel.server.api.grpc import method_table
-from tickwheel.server.api.stream import CreateStream
 from tickwheel.server.command import Create, Redrive, Run, etag
 from tickwheel.server.errors import (
     Aborted,
     AlreadyExists,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
-    Unavailable,
 )
 from tickwheel.server.model import (
     Attempt,
@@ -31,32 +24,14 @@ from tickwheel.server.model import (
     Reason,
 )
 from tickwheel.server.query import GroupBy, Grouping, Range
+from tickwheel.server.schedule import DropReason, Note
 from tickwheel.v1 import execution_pb2, job_pb2
 from tickwheel.v1 import job_service_pb2 as pb
-
-
-class Door:
-    """The methods, and the scheduler behind them."""
-
-    def __init__(self) -> None:
-        self.scheduler = FakeScheduler()
-        self.converter = Converter(TAKES_ALL, body_bytes_max=limits.BODY_BYTES_MAX)
-        self.table = method_table(self.scheduler, self.converter)
-
-    async def __call__(self, method: str, request: Message) -> Any:
-        return await self.table[f"tickwheel.v1.JobService.{method}"](request)
 
 
 @pytest.fixture
 def door() -> Door:
     return Door()
-
-
-async def create(door: Door, job_id: str = "nightly") -> job_pb2.Job:
-    request = good_create()
-    request.job_id = job_id
-    job: job_pb2.Job = await door("CreateJob", request)
-    return job
 
 
 # --- creates ---------------------------------------------------------------------------------
@@ -460,6 +435,28 @@ async def test_a_run_of_skipped_occurrences_is_one_record(door: Door) -> None:
     assert execution.skip_run.reason == execution_pb2.REASON_OVERLAP
 
 
+async def test_an_execution_that_waits_says_for_when(door: Door) -> None:
+    waiting = _failed()._replace(state=ExecutionState.RETRYING, end_ms=0, due_ms=NOW_MS + 9_000)
+    running = waiting._replace(state=ExecutionState.RUNNING, due_ms=0, first_attempt_ms=0)
+    door.scheduler.executions = [waiting, running]
+    page = await door("ListExecutions", pb.ListExecutionsRequest(parent=JOB))
+    first, second = page.executions
+    assert first.next_attempt_time.ToMilliseconds() == NOW_MS + 9_000
+    assert first.start_time.ToMilliseconds() == NOW_MS + 10
+    for name in ("next_attempt_time", "start_time", "end_time"):
+        assert not second.HasField(name)
+
+
+async def test_a_job_without_a_next_time_gets_a_handle_without_one(door: Door) -> None:
+    await create(door)
+    view = door.scheduler.jobs["acme", "nightly"]
+    status = view.status._replace(state=JobState.COMPLETED)
+    door.scheduler.jobs["acme", "nightly"] = view._replace(status=status)
+    batch = pb.BatchCreateJobsRequest(parent=PARENT, requests=[good_create()])
+    (result,) = (await door("BatchCreateJobs", batch)).results
+    assert not result.handle.HasField("next_time")
+
+
 async def test_a_retry_gives_a_new_budget(door: Door) -> None:
     await create(door)
     door.scheduler.executions = [_failed()]
@@ -473,134 +470,14 @@ async def test_a_retry_gives_a_new_budget(door: Door) -> None:
     assert command == Redrive("acme", "nightly", 0, _failed(), "again")
 
 
-# --- validation ------------------------------------------------------------------------------
-
-
-async def test_a_sound_job_meets_all_criteria(door: Door) -> None:
-    request = pb.ValidateJobRequest(parent=PARENT, job_id="nightly", job=good_job())
-    response = await door("ValidateJob", request)
-    assert response.valid
-    fields = [criterion.field for criterion in response.criteria]
-    assert "schedule.once.scheduled_time" in fields
-    assert "schedule.cron.expression" not in fields
-    assert "http_target.url" in fields
-    assert ("job_id", "ALREADY_EXISTS") in {(c.field, c.reason) for c in response.criteria}
-    assert not door.scheduler.jobs
-
-
-async def test_what_is_wrong_is_told_with_what_is_right(door: Door) -> None:
-    job = good_job()
-    job.http_target.method = "FETCH"
-    job.labels["Team"] = "a"
-    job.flow_control.max_concurrent = 1
-    response = await door("ValidateJob", pb.ValidateJobRequest(parent=PARENT, job_id="A", job=job))
-    assert not response.valid
-    unmet = [(c.field, c.reason) for c in response.criteria if not c.met]
-    assert unmet == [
-        ("http_target.method", "METHOD"),
-        ("labels[Team]", "LABEL_KEY"),
-        ("job_id", "JOB_ID_INVALID"),
-        ("flow_control", "NOT_YET_SUPPORTED"),
-    ]
-    assert any(c.met and c.field == "http_target.url" for c in response.criteria)
-
-
-async def test_a_name_that_is_taken_and_a_job_that_never_fires(door: Door) -> None:
-    await create(door)
-    job = good_job()
-    job.description = "other"
-    request = pb.ValidateJobRequest(parent=PARENT, job_id="nightly", job=job)
-    response = await door("ValidateJob", request)
-    assert [(c.field, c.reason) for c in response.criteria if not c.met] == [
-        ("job_id", "ALREADY_EXISTS")
-    ]
-    job = good_job()
-    job.window.end_time.seconds = 5
-    response = await door("ValidateJob", pb.ValidateJobRequest(parent=PARENT, job=job))
-    assert [(c.field, c.reason) for c in response.criteria if not c.met] == [
-        ("schedule", "NEVER_FIRES")
-    ]
-
-
-# --- bulk load -------------------------------------------------------------------------------
-
-
-class Written:
-    """The writing half of a stream."""
-
-    def __init__(self) -> None:
-        self.messages: list[pb.StreamCreateJobsResponse] = []
-
-    async def write(self, message: pb.StreamCreateJobsResponse, /) -> None:
-        self.messages.append(message)
-
-
-async def stream(
-    door: Door, *messages: pb.StreamCreateJobsRequest
-) -> list[pb.StreamCreateJobsResponse]:
-    async def sent() -> AsyncIterator[pb.StreamCreateJobsRequest]:
-        for message in messages:
-            yield message
-
-    written = Written()
-    creator = Creator(door.scheduler, door.converter)
-    await CreateStream(creator, written).serve(sent())
-    return written.messages
-
-
-def message(sequence: int, *job_ids: str, parent: str = "") -> pb.StreamCreateJobsRequest:
-    requests = [pb.CreateJobRequest(job_id=job_id, job=good_job()) for job_id in job_ids]
-    return pb.StreamCreateJobsRequest(sequence=sequence, parent=parent, requests=requests)
-
-
-async def test_a_stream_opens_with_a_window_and_answers_each_message(door: Door) -> None:
-    window, *answers = await stream(door, message(7, "a", "B", parent=PARENT), message(9, "c"))
-    assert window.window.messages == limits.STREAM_WINDOW_MESSAGES
-    kinds = {
-        answer.result.sequence: [result.WhichOneof("result") for result in answer.result.results]
-        for answer in answers
-    }
-    assert kinds == {7: ["handle", "error"], 9: ["handle"]}
-
-
-async def test_a_full_queue_is_an_answer_and_not_the_end(door: Door) -> None:
-    door.scheduler.fault = ResourceExhausted("full", retry_after_ms=100)
-    _, answer = await stream(door, message(1, "a", "b", parent=PARENT))
-    assert [result.error.message for result in answer.result.results] == ["full", "full"]
-    door.scheduler.fault = Unavailable("moving")
-    _, answer = await stream(door, message(1, "a", parent=PARENT))
-    assert [result.error.message for result in answer.result.results] == ["moving"]
-
-
-@pytest.mark.parametrize(
-    ("messages", "field", "reason"),
-    [
-        ([message(1, "a")], "parent", "REQUIRED"),
-        ([message(1, parent=PARENT)], "requests", "BATCH_SIZE"),
-        (
-            [message(1, "a", parent=PARENT), message(2, "b", parent="namespaces/b")],
-            "parent",
-            "PARENT_MISMATCH",
-        ),
-        ([message(1, "a", parent=PARENT), message(1, "b")], "sequence", "SEQUENCE_IN_USE"),
-        ([message(n, "a", parent=PARENT) for n in range(9)], "sequence", "WINDOW_EXCEEDED"),
-    ],
-)
-async def test_a_stream_that_breaks_the_rules_ends(
-    door: Door, messages: list[pb.StreamCreateJobsRequest], field: str, reason: str
-) -> None:
-    with pytest.raises(InvalidArgument) as raised:
-        await stream(door, *messages)
-    violation = raised.value.violations[0]
-    assert (violation.field, violation.reason) == (field, reason)
-
-
 def test_numbers_of_enums_are_those_of_the_api() -> None:
     for kind, prefix, enum in (
         (JobState, "JOB_STATE", job_pb2.JobState),
         (ExecutionState, "EXECUTION_STATE", execution_pb2.ExecutionState),
         (ExecutionKind, "EXECUTION_KIND", execution_pb2.ExecutionKind),
         (GroupBy, "COUNT_GROUPING", pb.CountGrouping),
+        (Note, "DST_NOTE", pb.DstNote),
+        (DropReason, "DROP_REASON", pb.DropReason),
     ):
         known = {f"{prefix}_{member.name}": int(member) for member in kind if int(member)}
         assert known == {name: number for name, number in enum.items() if number}

@@ -19,10 +19,10 @@ from typing import IO, TYPE_CHECKING, Any, Final, Protocol, cast
 
 import click
 
-from tickwheel.cli.settings import Settings
+from tickwheel.cli.settings import Settings, failed
 
 if TYPE_CHECKING:
-    from tickwheel.client import Loaded
+    from tickwheel.client import Loaded, TickwheelError
     from tickwheel.v1.job_service_pb2 import CreateJobRequest
 
 LINE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -30,6 +30,7 @@ _MEMORY_BYTES: Final = 16 * 1024 * 1024
 _PLAIN_STEP: Final = 10_000
 _SHOWN_FAULTS: Final = 100
 _DIGEST_CHARS: Final = 32
+_LOST: Final = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
 
 
 class Progress(Protocol):
@@ -47,6 +48,7 @@ class Load:
         self._numbers: list[int] = []  # the line of each request, in the order of their results
         self.made = 0
         self.failed = 0
+        self.lost: TickwheelError | None = None  # nobody takes any more: going on is of no use
 
     def requests(self) -> "Iterator[CreateJobRequest]":
         """A request of each line that can be read; the others are reported."""
@@ -65,6 +67,8 @@ class Load:
         """Count one result."""
         if result.error is None:
             self.made += 1
+        elif result.error.code in _LOST:
+            self.lost = result.error
         else:
             self.fault(self._numbers[result.index], str(result.error))
 
@@ -83,7 +87,12 @@ def load_file(settings: Settings, name: str) -> None:
         for result in client.load(load.requests()):
             load.note(result)
             told(load.made, load.failed)
+            if load.lost is not None:
+                break
     click.echo(f"made {load.made}, failed {load.failed}")
+    if load.lost is not None:
+        click.echo("run the same command again: what was made is not made twice", err=True)
+        raise failed(load.lost)
     if load.failed:
         raise SystemExit(1)
 
@@ -137,7 +146,7 @@ def read_line(line: bytes, request_id: str) -> "CreateJobRequest":
             ParseDict(fields, request.job)
             request.job_id = request.job.name.rpartition("/")[2]
     except ParseError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).partition("\n")[0]) from error
     request.parent = ""
     request.request_id = request_id
     return request

@@ -9,6 +9,7 @@ from tickwheel.cli import show
 from tickwheel.cli.bulk import load_file
 from tickwheel.cli.parameters import (
     SPAN,
+    check_schedule,
     job_options,
     with_schedule,
     with_target,
@@ -85,6 +86,7 @@ def create(
     url = given.pop("url")
     if not url:
         raise click.UsageError("Missing option '--url', or '--from' for many jobs.")
+    check_schedule(given, required=True)
     options = cast("JobOptions", job_options(given))
     with settings.connect() as client:
         if validate_only:
@@ -234,6 +236,7 @@ def _grouping(by: str | None) -> "tuple[Grouping | None, str]":
 def update(context: click.Context, /, *, job: str, etag: str, **given: Any) -> None:
     """Change what is given and nothing else."""
     settings = settings_of(context)
+    check_schedule(given, required=False)
     options = job_options(given)
     if not options:
         raise click.UsageError("Nothing to change: give at least one option.")

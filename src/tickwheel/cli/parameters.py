@@ -79,6 +79,7 @@ class PairType(click.ParamType[tuple[str, str]]):
         return key.strip(), content.strip()
 
 
+_KINDS: Final = (("at", "--at"), ("delay", "--in"), ("cron", "--cron"), ("every", "--every"))
 SPAN: Final = SpanType()
 TIME: Final = TimeType()
 
@@ -136,6 +137,20 @@ with_target = _together(
     click.option("--max-concurrent", type=int, metavar="N", help="Attempts in flight."),
     click.option("--per-second", type=float, metavar="N", help="Attempts started a second."),
 )  # fmt: skip
+
+
+def check_schedule(given: dict[str, Any], *, required: bool) -> None:
+    """Refuse what is no schedule, or two, in the words of the command line. UsageError."""
+    kinds = [flag for name, flag in _KINDS if given.get(name) is not None]
+    if len(kinds) > 1 or (required and not kinds):
+        named = " and ".join(kinds) or "none"
+        raise click.UsageError(
+            f"Give exactly one of --at, --in, --cron, --every; {named} was given."
+        )
+    at: datetime | None = given.get("at")
+    if at is not None and at.tzinfo is None and not given.get("time_zone"):
+        text = f"{at.isoformat()} has no zone: add an offset such as +01:00, or give --time-zone"
+        raise click.BadParameter(text, param_hint="--at")
 
 
 def job_options(given: dict[str, Any]) -> "UpdateOptions":

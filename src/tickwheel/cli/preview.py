@@ -1,12 +1,14 @@
 """`tickwheel preview`: when a schedule will fire, with what daylight saving does to it."""
 
 from datetime import datetime
+from heapq import merge
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from tickwheel.cli import show
-from tickwheel.cli.parameters import SPAN, TIME, with_schedule
+from tickwheel.cli.parameters import SPAN, TIME, check_schedule, with_schedule
 from tickwheel.cli.settings import Settings, settings_of, with_connection, with_output
 
 if TYPE_CHECKING:
@@ -43,8 +45,7 @@ def preview(
     """Show the next occurrences of JOB, or of a schedule."""
     settings = settings_of(context)
     options = cast("PreviewOptions", {k: v for k, v in given.items() if v is not None})
-    if job is None and not options:
-        raise click.UsageError("Name a job, or give one of --at, --in, --cron, --every.")
+    check_schedule(given, required=job is None)
     with settings.connect() as client:
         found = client.preview(job, count=count, after=after, **options)
     _print(settings, found)
@@ -63,6 +64,7 @@ def _print(settings: Settings, found: "Preview") -> None:
         )
         for o in found.occurrences
     ]
-    rows += [(d.local_time, "", "-", _DROPPED.get(d.reason, d.reason)) for d in found.dropped]
-    show.print_table(_HEAD, sorted(rows))
+    dropped = [(d.local_time, "", "-", _DROPPED.get(d.reason, d.reason)) for d in found.dropped]
+    # by civil time, but never against the order of the instants: an hour may come twice
+    show.print_table(_HEAD, list(merge(rows, dropped, key=itemgetter(0))))
     click.echo(f"time zone database {found.tzdata_version}", err=True)

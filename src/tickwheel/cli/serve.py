@@ -4,6 +4,7 @@ The server is an extra of the distribution: without it the command says how to g
 """
 
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,9 +21,16 @@ _MISSING = (
 def _config_module() -> ModuleType:
     try:
         from tickwheel.server import config  # noqa: PLC0415 - the client's command line works without
-    except ImportError as error:
-        raise click.ClickException(_MISSING.format(error=error)) from error
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     return config
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """Say how to get what only the server needs. A module of our own that is missing is a fault, and shown as one."""
+    if error.name is None or error.name.startswith("tickwheel"):
+        return error
+    return click.ClickException(_MISSING.format(error=error))
 
 
 class ServeCommand(click.Command):
@@ -66,11 +74,15 @@ def serve(config: str | None, **given: Any) -> None:
     Flags go before the environment, that before tickwheel.toml, that before the default.
     """
     settings = _load(config, given)
+    raise SystemExit(_node()(settings))
+
+
+def _node() -> "Callable[[Config], int]":
     try:
         from tickwheel.server.__main__ import serve as run  # noqa: PLC0415 - see the top
-    except ImportError as error:
-        raise click.ClickException(_MISSING.format(error=error)) from error
-    raise SystemExit(run(settings))
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    return run
 
 
 def _load(file: str | None, given: dict[str, Any]) -> "Config":

@@ -160,7 +160,9 @@ def _stored(field: str) -> Callable[[click.Context, click.Parameter, Any], None]
 
 
 def _shared(field: str, *flags: str, **more: Any) -> Callable[[Decorated], Decorated]:
-    return click.option(*flags, callback=_stored(field), expose_value=False, **more)
+    return click.option(
+        *flags, callback=_stored(field), expose_value=False, show_envvar=True, **more
+    )
 
 
 def with_connection(*, environment: bool = False) -> Callable[[Decorated], Decorated]:

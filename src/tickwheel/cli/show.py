@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -90,7 +91,8 @@ def _print_array(items: Iterable[Plain]) -> None:
     opening = "["
     for item in items:
         click.echo(opening, nl=False)
-        click.echo("\n" + json.dumps(item, indent=2, ensure_ascii=False), nl=False)
+        text = json.dumps(item, indent=2, ensure_ascii=False)
+        click.echo("\n" + indent(text, "  "), nl=False)
         opening = ","
     click.echo("[]" if opening == "[" else "\n]")
 
