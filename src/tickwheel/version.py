@@ -3,6 +3,8 @@
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    VERSION = version("tickwheel")
+    _version = version("tickwheel")
 except PackageNotFoundError:  # a checkout that was never installed
-    VERSION = "0.0.0"
+    _version = "0.0.0"
+
+VERSION = _version
