@@ -6,11 +6,12 @@ Needs a node (`make run`). Makes the job `nightly-report`, shows it, and deletes
 import os
 from datetime import UTC, datetime
 
-from tickwheel.client import Client, Occurrence, Preview
+from tickwheel.client import Client, Occurrence
 from tickwheel.client.aio import PreviewOptions
 
 SPRING = datetime(2027, 3, 27, tzinfo=UTC)
 AUTUMN = datetime(2027, 10, 30, tzinfo=UTC)
+NIGHTLY: PreviewOptions = {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}
 
 
 def line(at: Occurrence) -> str:
@@ -18,9 +19,10 @@ def line(at: Occurrence) -> str:
     return f"  {at.local_time} {at.utc_offset}  {at.scheduled_time:%Y-%m-%d %H:%M}Z  {at.dst_note}"
 
 
-def show(title: str, preview: Preview) -> None:
-    """The occurrences, and the civil times that are none."""
-    print(title)
+def show(tickwheel: Client, after: datetime, more: PreviewOptions) -> None:
+    """The next three occurrences, and the civil times among them that are none."""
+    print(f"after {after:%Y-%m-%d} {more}")
+    preview = tickwheel.preview(after=after, count=3, **(NIGHTLY | more))
     for at in preview.occurrences:
         print(line(at))
     for lost in preview.dropped:
@@ -28,16 +30,10 @@ def show(title: str, preview: Preview) -> None:
 
 
 with Client(os.environ.get("TICKWHEEL_SERVER", "127.0.0.1:7070")) as tickwheel:
-    nightly = PreviewOptions(cron="30 2 * * *", time_zone="Europe/Berlin")
-    show("spring", tickwheel.preview(after=SPRING, count=3, **nightly))
-    show(
-        "spring, dst_gap=skip", tickwheel.preview(after=SPRING, count=2, dst_gap="skip", **nightly)
-    )
-    show("autumn", tickwheel.preview(after=AUTUMN, count=3, **nightly))
-    show(
-        "autumn, dst_overlap=both",
-        tickwheel.preview(after=AUTUMN, count=3, dst_overlap="both", **nightly),
-    )
+    show(tickwheel, SPRING, {})
+    show(tickwheel, SPRING, {"dst_gap": "skip"})
+    show(tickwheel, AUTUMN, {})
+    show(tickwheel, AUTUMN, {"dst_overlap": "both"})
 
     job = tickwheel.create(
         "http://127.0.0.1:9000/ok",
