@@ -24,7 +24,6 @@ from tickwheel.server import codec
 from tickwheel.server.command import (
     Command,
     Create,
-    Due,
     Ended,
     NamedCommand,
     Redrive,
@@ -355,7 +354,6 @@ class Runner:
         now_ms = self.clock.now_ms()
         records: list[Record] = []
         for work in group:
-            _catch_up(work)
             slot = work.slot
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
@@ -563,19 +561,6 @@ class Runner:
             await asyncio.sleep(0)
             if self._tasks:
                 await asyncio.wait(list(self._tasks))
-
-
-def _catch_up(work: Work) -> None:
-    """What fell due while the batch's rows were read goes before its users' commands, so that a cancel sees it.
-
-    Only what is due of jobs that the batch names: their rows are at hand, and no other is touched by it.
-    """
-    leading = work.slot.leading
-    late = [c for c in leading if isinstance(c, Due) and c.job_row in work.rows.jobs]
-    if late and work.tickets:
-        work.slot.leading = [command for command in leading if command not in late]
-        work.commands[work.leader_count : work.leader_count] = late
-        work.leader_count += len(late)
 
 
 def _weight(command: Command) -> int:

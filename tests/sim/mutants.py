@@ -158,7 +158,7 @@ def _no_catch_up() -> Patches:
     def blind(_work: runner.Work) -> None:
         return None
 
-    return [patch.object(runner, "_catch_up", blind)]
+    return [patch.object(runner.Work, "join_leading", blind)]
 
 
 def _short_replay() -> Patches:
