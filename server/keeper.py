@@ -17,7 +17,7 @@ from typing import Protocol
 
 from tickwheel.server.clock import StepDetector
 from tickwheel.server.config import Config
-from tickwheel.server.errors import StoreFailed
+from tickwheel.server.errors import StoreFailed, Unavailable
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
@@ -27,7 +27,7 @@ from tickwheel.server.shard import Entry
 from tickwheel.server.slot import Slot
 from tickwheel.server.spec import decode_spec
 from tickwheel.server.store import ShardStore
-from tickwheel.server.table import GONE, Changes
+from tickwheel.server.table import GONE, Changes, Table
 
 log = get_logger(__name__)
 
@@ -208,14 +208,17 @@ class Keeper:
         """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
         async with self._flush_lock:
             now_ms = self._runner.clock.now_ms()
-            changed = [
-                slot
-                for slot in self._runner.slots.values()
-                if slot.shard.table.active or slot.shard.table.frozen
-            ]
-            for at in range(0, len(changed), SHARDS_PER_FLUSH):
-                await self._flush_some(changed[at : at + SHARDS_PER_FLUSH])
-            self.flushed_ms = now_ms
+            await self._flush_those(lambda table: table.frozen is not None)
+            if not self._runner.store_full:
+                await self._flush_those(lambda table: bool(table.active))
+            if not self._runner.store_full:
+                self.flushed_ms = now_ms
+
+    async def _flush_those(self, wanted: Callable[[Table], bool]) -> None:
+        """First what an earlier flush could not write, then what is new: so that after a flush the store has it all."""
+        slots = [slot for slot in self._runner.slots.values() if wanted(slot.shard.table)]
+        for at in range(0, len(slots), SHARDS_PER_FLUSH):
+            await self._flush_some(slots[at : at + SHARDS_PER_FLUSH])
 
     async def _flush_some(self, slots: list[Slot]) -> None:
         """Flush these shards. On a full disk their sets stay frozen, new work is refused, and the next flush retries."""
@@ -283,9 +286,17 @@ class Keeper:
     # --- reads that must see everything ---
 
     async def flush_for_reading(self) -> Ms:
-        """Bring the store up to what is applied now; the answer is the time that a following read speaks of."""
+        """Bring the store up to what is applied now; the answer is the time that a following read speaks of.
+
+        Raises Unavailable while the disk is full: the store does not know the newest changes.
+        """
         now_ms = self._runner.clock.now_ms()
         await self.flush()
+        if self._runner.store_full:
+            raise Unavailable(
+                "the disk is full: what changed last can't be listed; read without `consistent`",
+                reason="STORE_FULL",
+            )
         return now_ms
 
 

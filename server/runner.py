@@ -45,7 +45,6 @@ from tickwheel.server.slot import (
     Slot,
     Ticket,
     Work,
-    catch_up,
     is_known,
     read_all,
     read_entries,
@@ -273,7 +272,6 @@ class Runner:
         now_ms = self.clock.now_ms()
         records: list[Record] = []
         for work in group:
-            catch_up(work)
             slot = work.slot
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)

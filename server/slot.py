@@ -13,7 +13,6 @@ from tickwheel.server import codec
 from tickwheel.server.command import (
     Command,
     Create,
-    Due,
     Ended,
     NamedCommand,
     Reply,
@@ -119,19 +118,6 @@ class Room:
             self.bytes -= weight(command)
             count += 1
         return count
-
-
-def catch_up(work: Work) -> None:
-    """What fell due while the batch's rows were read goes before its users' commands, so that a cancel sees it.
-
-    Only what is due of jobs that the batch names: their rows are at hand, and no other is touched by it.
-    """
-    leading = work.slot.leading
-    late = [c for c in leading if isinstance(c, Due) and c.job_row in work.rows.jobs]
-    if late and work.tickets:
-        work.slot.leading = [command for command in leading if command not in late]
-        work.commands[work.leader_count : work.leader_count] = late
-        work.leader_count += len(late)
 
 
 def weight(command: Command) -> int:

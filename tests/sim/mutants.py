@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from tests.sim.disk import SimHandle
 
-from tickwheel.server import node, runner
+from tickwheel.server import node
 from tickwheel.server.fire import Fire
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.model import Effects, Ms
@@ -159,7 +159,7 @@ def _no_catch_up() -> Patches:
     def blind(_work: Work) -> None:
         return None
 
-    return [patch.object(runner, "catch_up", blind)]
+    return [patch.object(Work, "join_leading", blind)]
 
 
 def _short_replay() -> Patches:
