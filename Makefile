@@ -10,6 +10,7 @@ STAMP := $(VENV)/.stamp
 GEN   := .tools/gen
 BUF   := .tools/buf
 ARGS  ?=
+SEEDS ?= 0-1999
 TREES  = $(wildcard src tests bench)
 PROTOS = $(shell cd proto && find tickwheel -name '*.proto' | sort)
 STUBS := 'src/tickwheel/**/*_pb2*.py' 'src/tickwheel/**/*_pb2*.pyi'
@@ -72,8 +73,8 @@ bench: setup      ## load and lateness (ARGS=--help)
 crash: setup      ## kill -9 under load, again and again, and judge (ARGS=--help)
 	$(PY) -m tests.e2e.crash $(ARGS)
 
-sim: setup      ## the simulated cluster, many seeds
-	$(PY) -m pytest -m sim $(ARGS)
+sim: setup      ## the simulated node, many seeds (SEEDS=0-1999; goes on where the results file ends)
+	PYTHONPATH=. nice -n 10 $(PY) -m tests.sim --seeds $(SEEDS) $(ARGS)
 
 $(GEN)/.stamp: proto/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv and pip is needed (PYTHON=...)."; exit 1; }

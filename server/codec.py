@@ -30,8 +30,8 @@ from tickwheel.server.model import (
 VERSION = 1
 
 # version, state, last_outcome, has_skip | generation, run, succeeded, failed, skipped | next, due, create, update, last,
-# buffered | origin | number of live rows, number of requests
-_HEAD = Struct("<BBBBIIIIIqqqqqq16sHH")
+# buffered | origin | answer to the cancel | number of live rows, number of requests
+_HEAD = Struct("<BBBBIIIIIqqqqqq16sIHH")
 _COLUMNS = Struct("<xBBxI16xqqqq")
 _DUE = Struct("<q")
 _DUE_OFFSET = 32
@@ -44,10 +44,11 @@ _STATES = {int(s): s for s in JobState}
 def encode_status(status: Status) -> bytes:
     """The stored form; `decode_status` is its inverse."""
     (state, generation, create_ms, update_ms, next_ms, due_ms, last_ms, last_outcome, run, succeeded, failed, skipped,
-     buffered_ms, origin, skip, live, requests) = status  # fmt: skip
+     buffered_ms, origin, skip, live, requests, cancel) = status  # fmt: skip
     head = _HEAD.pack(
         VERSION, state, last_outcome, skip is not None, generation, run, succeeded, failed, skipped,
-        next_ms, due_ms, create_ms, update_ms, last_ms, buffered_ms, origin, len(live), len(requests),
+        next_ms, due_ms, create_ms, update_ms, last_ms, buffered_ms, origin, cancel, len(live),
+        len(requests),
     )  # fmt: skip
     if skip is None and not live and not requests:
         return head
@@ -62,7 +63,7 @@ def encode_status(status: Status) -> bytes:
 def decode_status(data: bytes) -> Status:
     """The `Status` of its stored form."""
     (version, state, last_outcome, has_skip, generation, run, succeeded, failed, skipped, next_ms, due_ms, create_ms,
-     update_ms, last_ms, buffered_ms, origin, live_count, request_count) = _HEAD.unpack_from(data)  # fmt: skip
+     update_ms, last_ms, buffered_ms, origin, cancel, live_count, request_count) = _HEAD.unpack_from(data)  # fmt: skip
     assert version == VERSION, f"status of version {version}: written by a newer node?"
     skip: SkipRun | None = None
     live: tuple[Row, ...] = ()
@@ -78,7 +79,7 @@ def decode_status(data: bytes) -> Status:
         requests = tuple(_REQUEST.iter_unpack(data[at : at + request_count * _REQUEST.size]))
     return Status(
         _STATES[state], generation, create_ms, update_ms, next_ms, due_ms, last_ms, last_outcome, run, succeeded,
-        failed, skipped, buffered_ms, origin, skip, live, requests,
+        failed, skipped, buffered_ms, origin, skip, live, requests, cancel,
     )  # fmt: skip
 
 

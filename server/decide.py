@@ -18,6 +18,7 @@ from tickwheel.server import progress, schedule
 from tickwheel.server.command import (
     Abandon,
     Cancel,
+    Cancellation,
     ChangeReply,
     Command,
     Create,
@@ -42,6 +43,7 @@ from tickwheel.server.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     TickwheelError,
     Violation,
 )
@@ -154,6 +156,10 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     if status.state == JobState.CANCELLED:
         raise wrong_state(job, status, "a cancelled job can't be updated; create a new one")
     prepared = command.merge(job.spec)
+    if (
+        prepared.spec == job.spec
+    ):  # repeated, or nothing new: the same answer, and no new generation
+        return ChangeReply(view_of(draft, row, job, status), *race(draft, status, row))
     before, after = decode_spec(job.spec), decode_spec(prepared.spec)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
     cancellation, attempt = race(draft, status, row)
@@ -245,9 +251,9 @@ def _skip_paused(draft: Draft, row: Row, job: JobRow, status: Status, spec: Spec
 def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
     row, job, status = _named(draft, command)
     _check_etag(status, command.etag)
-    cancellation, attempt = race(draft, status, row)
     if status.state == JobState.CANCELLED:
-        return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+        return ChangeReply(view_of(draft, row, job, status), *unpack_answer(status.cancel))
+    cancellation, attempt = race(draft, status, row)
     if status.state == JobState.COMPLETED and not status.live:
         raise wrong_state(job, status, "it is over; nothing is left to cancel")
     spec = decode_spec(job.spec)
@@ -258,9 +264,20 @@ def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
         next_ms=0,
         due_ms=draft.now_ms + spec.retention_ms,
         update_ms=draft.now_ms,
+        cancel=pack_answer(cancellation, attempt),
     )
     draft.put_status(row, status)
     return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
+
+
+def pack_answer(cancellation: Cancellation, attempt: int) -> int:
+    """A cancel's answer as one number, so that repeating the cancel, even after a crash, is answered the same."""
+    return attempt << 2 | cancellation
+
+
+def unpack_answer(answer: int) -> tuple[Cancellation, int]:
+    """The inverse of `pack_answer`."""
+    return Cancellation(answer & 3), answer >> 2
 
 
 def _run(draft: Draft, command: Run) -> JobView:
@@ -293,6 +310,12 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
         )
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
+    if command.ended.uid != job.uid:
+        raise NotFound(
+            f"execution {command.ended.id} is of an earlier job of the name {job.name!r}, which was deleted",
+            reason="EXECUTION_NOT_FOUND",
+            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
+        )
     if command.ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:
         raise FailedPrecondition(
             f"execution {command.ended.id} is {command.ended.state.name}; only FAILED and UNKNOWN ones can be retried",

@@ -20,10 +20,11 @@ from tickwheel.server.config import Config
 from tickwheel.server.errors import StoreFailed
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.model import MS_PER_DAY, JobRow, Ms
+from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
 from tickwheel.server.query import Applied, Due
 from tickwheel.server.runner import Runner, Slot
 from tickwheel.server.shard import Entry
+from tickwheel.server.spec import decode_spec
 from tickwheel.server.store import ShardStore
 from tickwheel.server.table import GONE, Changes
 
@@ -38,6 +39,9 @@ FIRST_WINDOW_MS = 10_000
 PAGE_ENTRIES = 20_000
 READ_AHEAD_ROWS_MAX = 20_000
 SHARDS_PER_FLUSH = 8
+TRIM_EVERY_MS = 10_000
+TRIM_AFTER = 100
+"""Executions of one job that end before its history is held to its retention again."""
 
 
 class Truncate(Protocol):
@@ -77,6 +81,7 @@ class Keeper:
         self._runner.spawn(self._every(self.config.flush_interval_ms, self.flush))
         self._runner.spawn(self._every(self.config.checkpoint_interval_ms, self.checkpoint))
         self._runner.spawn(self._every(MS_PER_DAY // 24, self.expire_history, at_once=True))
+        self._runner.spawn(self._every(TRIM_EVERY_MS, self.trim_history))
 
     def stop(self) -> None:
         """End the periodic work; what is under way ends by itself."""
@@ -140,7 +145,7 @@ class Keeper:
                 entries += page
             return entries
 
-        return await self._runner.store.read(read)
+        return await self._runner.read(read)
 
     def _has_share(self, slot: Slot) -> bool:
         """True when the wheel holds enough, and the near future among it."""
@@ -264,6 +269,16 @@ class Keeper:
         for slot in list(self._runner.slots.values()):
             await self._runner.store.flush(partial(slot.store.expire, day))
 
+    async def trim_history(self) -> None:
+        """Hold busy jobs to their retention: the newest executions, of the last days."""
+        now_ms = self._runner.clock.now_ms()
+        for slot in list(self._runner.slots.values()):
+            busy = [row for row, count in slot.ended_since_trim.items() if count >= TRIM_AFTER]
+            if busy:
+                await self._runner.store.flush(partial(_trim, slot, busy, now_ms))
+                for row in busy:
+                    del slot.ended_since_trim[row]
+
     # --- reads that must see everything ---
 
     async def flush_for_reading(self) -> Ms:
@@ -271,3 +286,10 @@ class Keeper:
         now_ms = self._runner.clock.now_ms()
         await self.flush()
         return now_ms
+
+
+def _trim(slot: Slot, rows: list[Row], now_ms: Ms) -> None:
+    """In the store's thread."""
+    for row, job in slot.store.jobs(rows).items():
+        spec = decode_spec(job.spec)
+        slot.store.trim(row, spec.retention_count, now_ms - spec.retention_ms)

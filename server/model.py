@@ -229,7 +229,7 @@ class Status(NamedTuple):
     waits for the live one (BUFFER_ONE). `run` counts the occurrences started, for `max_executions` and for display.
     `skip` is the run of skipped or missed occurrences that the next one would lengthen. `live` are the rows of its
     executions that have not ended, oldest first. `requests` are the last 64 (hash of request_id, execution row) of
-    RunJob and RetryExecution.
+    RunJob and RetryExecution. `cancel` is what the cancel was answered (`decide.pack_answer`), for its repetition.
     """
 
     state: JobState
@@ -249,6 +249,7 @@ class Status(NamedTuple):
     skip: "SkipRun | None" = None
     live: tuple[Row, ...] = ()
     requests: tuple[tuple[bytes, Row], ...] = ()
+    cancel: int = 0
 
 
 class SkipRun(NamedTuple):

@@ -228,11 +228,28 @@ class Node:
         )
         return [(hit, codec.decode_execution(hit.data)) for hit in hits], read_ms
 
+    async def _live_execution(
+        self, slot: Slot, namespace: str, name: str, execution_id: str
+    ) -> tuple[Row, Execution] | None:
+        """The execution if it has not ended and is in memory: what was started a moment ago is."""
+        try:
+            view = await self.get_job(namespace, name)
+        except NotFound:
+            return None  # its job is gone, its record may still be there
+        for row in view.status.live:
+            execution = _of_table(slot, row)
+            if execution is not None and execution.id == execution_id:
+                return row, execution
+        return None
+
     async def get_execution(
         self, namespace: str, name: str, execution_id: str
     ) -> tuple[Row, Execution]:
         """One execution of a job, by its id; it sees every change that was answered before."""
         slot = self._runner.slots[self._shard_of(namespace, name)]
+        live = await self._live_execution(slot, namespace, name, execution_id)
+        if live is not None:
+            return live
         await self._keeper.flush()
         query = ExecutionQuery(namespace=namespace, job=name, limit=1000)
         while True:
@@ -249,6 +266,11 @@ class Node:
             reason="EXECUTION_NOT_FOUND",
             metadata={"job": name, "namespace": namespace, "execution": execution_id},
         )
+
+
+def _of_table(slot: Slot, row: Row) -> Execution | None:
+    data = slot.shard.table.execution(row)
+    return codec.decode_execution(data) if isinstance(data, bytes) else None
 
 
 def _no_job(namespace: str, name: str) -> NotFound:

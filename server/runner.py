@@ -24,6 +24,7 @@ from tickwheel.server import codec
 from tickwheel.server.command import (
     Command,
     Create,
+    Due,
     Ended,
     NamedCommand,
     Redrive,
@@ -61,14 +62,13 @@ WAL_WAITING_BYTES_MAX = 16 << 20
 UPDATE_BYTES = 300_000
 """The most that an update logs: a spec with its largest body."""
 
-ENDED_BYTES = 1_000
-"""What any other command logs, about; an execution with all its answers stays below 20 times as much."""
-
 FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
 
 CREATES_STOP_SHARE = 0.8
 """Of `table_bytes_max`: from here on creates wait for the store (DESIGN §6 Bounds)."""
+
+STORE_BUSY_S = 0.01
 
 IDLE_MS = 500
 """The longest sleep of the firing timer: how soon a step of the host's clock is noticed."""
@@ -143,6 +143,7 @@ class Slot:
     warming: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     frozen_at: Applied = field(default_factory=Applied)
+    ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
 
     def applied_now(self) -> Applied:
         """How far the table is, for the store that it is flushed to."""
@@ -285,7 +286,7 @@ class Runner:
         if self._wal.waiting_bytes > WAL_WAITING_BYTES_MAX:
             return  # the end of a group under way pumps again
         group: list[Work] = []
-        room = Room(GROUP_COMMANDS_MAX, GROUP_BYTES_MAX)
+        room = Room(GROUP_COMMANDS_MAX, min(GROUP_BYTES_MAX, self._wal.record_bytes_max // 4))
         for number in list(self._ready):
             slot = self._ready[number]
             if slot.busy:
@@ -354,6 +355,7 @@ class Runner:
         now_ms = self.clock.now_ms()
         records: list[Record] = []
         for work in group:
+            _catch_up(work)
             slot = work.slot
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
@@ -376,8 +378,9 @@ class Runner:
                 work.slot.shard.settle(work.commands, work.effects)
                 work.slot.applied = work.slot.index
                 for _, data in work.effects.ended:
-                    state = ExecutionState(codec.execution_columns(data)[1])
-                    self._metrics.count_ended(state.name)
+                    job_row, state, *_ = codec.execution_columns(data)
+                    self._metrics.count_ended(ExecutionState(state).name)
+                    work.slot.ended_since_trim[job_row] += 1
                 self.table_bytes += table.bytes_held - before_bytes
 
     def _reply(self, group: list[Work]) -> None:
@@ -445,9 +448,16 @@ class Runner:
         self._timer = self._loop.call_later(delay_s, self._ring)
 
     def _ring(self) -> None:
+        """Fire; an error nobody foresaw must not end firing in silence."""
+        try:
+            if self.firing:
+                self._fire_all()
+        except Exception as error:
+            log.exception("firing failed")
+            self._on_fatal(error)
+
+    def _fire_all(self) -> None:
         """Fire a slice of every shard that has something due, then sleep or come again at once."""
-        if not self.firing:
-            return
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
         for slot in self.slots.values():
@@ -518,11 +528,19 @@ class Runner:
         live = [row for _, row, generation in entries if generation < 0]
         known = [data for row in live if isinstance(data := table.execution(row), bytes)]
         jobs += [codec.decode_execution(data).job_row for data in known]
-        found = await self.store.read(lambda: read_entries(slot.store, jobs, live))
+        found = await self.read(lambda: read_entries(slot.store, jobs, live))
         if table.thaws != thaws:
             return False
         table.admit(found.jobs.items(), found.live.items())
         return True
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Read from the store, waiting while its queue is full: what the node itself needs is never refused."""
+        while True:
+            try:
+                return await self.store.read(work)
+            except ResourceExhausted:
+                await asyncio.sleep(STORE_BUSY_S)
 
     # --- tasks ---
 
@@ -547,11 +565,26 @@ class Runner:
                 await asyncio.wait(list(self._tasks))
 
 
+def _catch_up(work: Work) -> None:
+    """What fell due while the batch's rows were read goes before its users' commands, so that a cancel sees it.
+
+    Only what is due of jobs that the batch names: their rows are at hand, and no other is touched by it.
+    """
+    leading = work.slot.leading
+    late = [c for c in leading if isinstance(c, Due) and c.job_row in work.rows.jobs]
+    if late and work.tickets:
+        work.slot.leading = [command for command in leading if command not in late]
+        work.commands[work.leader_count : work.leader_count] = late
+        work.leader_count += len(late)
+
+
 def _weight(command: Command) -> int:
-    """About how many bytes of journal a command makes."""
+    """About how many bytes of journal a command makes, rather too many than too few."""
     if isinstance(command, Create):
         return len(command.prepared.spec) + 300
-    return UPDATE_BYTES if isinstance(command, Update) else ENDED_BYTES
+    if isinstance(command, Ended):
+        return 3 * len(command.outcome.body) + 5_000
+    return UPDATE_BYTES if isinstance(command, Update) else 1_000
 
 
 def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:

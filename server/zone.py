@@ -37,8 +37,6 @@ from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-import tzdata
-
 from tickwheel.server.errors import InvalidArgument, Violation
 
 DAY_S = 86_400
@@ -71,9 +69,12 @@ class Span(NamedTuple):
     after_s: int
 
 
+@lru_cache(maxsize=1)
 def tz_version() -> str:
     """The release of the IANA database in use, for example `2026a`."""
-    return tzdata.IANA_VERSION
+    path = importlib.resources.files("tzdata").joinpath("zoneinfo", "tzdata.zi")
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removeprefix("# version ").strip()
 
 
 @lru_cache(maxsize=1)
@@ -98,10 +99,10 @@ class Zone:
         spans = _spans(self.name, chunk)
         if utc_s < spans[0].start_s:
             spans = _spans(self.name, chunk - 1)
-        for span in spans:
-            if utc_s < span.end_s:
-                return span
-        raise AssertionError("the spans of a chunk cover it")
+        n = 0
+        while utc_s >= spans[n].end_s:
+            n += 1
+        return spans[n]
 
     def spans(self, from_s: int, until_s: int) -> Iterator[Span]:
         """The spans that meet [from, until), earliest first."""

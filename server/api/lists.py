@@ -88,7 +88,8 @@ class Lists:
         counts, read_ms = await self._scheduler.count_jobs(
             query, grouping, consistent=request.consistent
         )
-        response = pb.CountJobsResponse(read_time=timestamp(read_ms))
+        total = sum(counts.values())
+        response = pb.CountJobsResponse(read_time=timestamp(read_ms), total_count=total)
         groups = [
             (key, count) for key, count in counts.items() if count and _is_group(grouping, key)
         ]

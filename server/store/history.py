@@ -189,10 +189,12 @@ class History:
             sqlite.sync_directory(self._directory)
         return len(gone)
 
-    def trim(self, job: JobId, keep: int) -> int:
-        """Delete the job's ended executions but the newest `keep`; returns how many went."""
+    def trim(self, job: JobId, keep: int, before_ms: Ms = 0) -> int:
+        """Delete the job's ended executions but the newest `keep`, and those created before; returns how many went."""
         removed = 0
         for day in self._days:
+            if day * MS_PER_DAY + MS_PER_DAY <= before_ms:
+                keep = 0
             file = self._file(day)
             held = file.count(job)
             if held > keep:

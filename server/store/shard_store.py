@@ -245,10 +245,13 @@ class ShardStore:
         """Unlink the ended executions created before `before_day` (days since the epoch); returns the files."""
         return self._history.expire(before_day)
 
-    def trim(self, job_row: Row, keep: int) -> int:
-        """Delete a job's ended executions but its newest `keep`; returns how many went."""
+    def trim(self, job_row: Row, keep: int, before_ms: Ms = 0) -> int:
+        """Delete a job's ended executions but its newest `keep`, and those of days that ended before `before_ms`.
+
+        Returns how many went.
+        """
         job = _job_id(self._writer(), job_row)
-        return self._history.trim(job, keep) if job else 0
+        return self._history.trim(job, keep, before_ms) if job else 0
 
     def _write_jobs(self, db: sqlite3.Connection, changes: Changes) -> None:
         fresh = [row for row in changes.jobs if row > self._top_row]

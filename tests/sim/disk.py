@@ -76,6 +76,7 @@ class SimDisk:
         self.fail_sync_at = 0
         self.steps = 0
         self.cut_at = 0
+        self.left: int | None = None
 
     # --- the port ---
 
@@ -111,8 +112,9 @@ class SimDisk:
         self.unlinked.clear()
 
     def free_bytes(self) -> int:
-        """Capacity less what lies there."""
-        return self.capacity - sum(len(file.cached) for file in self.files.values())
+        """Capacity less what lies there; no more than `left`, if another program eats what becomes free."""
+        free = self.capacity - sum(len(file.cached) for file in self.files.values())
+        return free if self.left is None else min(free, self.left)
 
     # --- what may go wrong ---
 
@@ -132,12 +134,17 @@ class SimDisk:
 
     def crash(self) -> None:
         """The power comes back after it failed: what was not synced is there or not, as chance has it."""
+        self.kill()
         for name in sorted(self.unlinked):
             if self.rng.random() < 0.5:
                 self.files[name] = self.unlinked[name]
         self.unlinked.clear()
         for name in sorted(self.files):
             self._tear(self.files[name])
+
+    def kill(self) -> None:
+        """The process died, the machine did not: the page cache stays, and nothing in it is any more durable."""
+        self.fail_write_at = self.fail_sync_at = self.cut_at = 0
 
     def _tear(self, file: _File) -> None:
         after = bytearray(file.durable)

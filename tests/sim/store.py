@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tickwheel.server import codec
+from tickwheel.server.errors import StoreFailed
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
@@ -47,6 +48,7 @@ class DictStore:
         self._now = _Content()
         self._durable = _Content()
         self._announced = Applied()
+        self.full = False
 
     @property
     def applied(self) -> Applied:
@@ -74,6 +76,8 @@ class DictStore:
 
     def flush(self, changes: Changes, applied: Applied) -> None:
         assert applied.index >= self.applied.index
+        if self.full:
+            raise StoreFailed("no space left", reason="STORE_FULL")
         now = self._now
         now.ended.update(changes.ended)
         now.jobs.update(changes.jobs)
@@ -101,7 +105,7 @@ class DictStore:
         self._durable.ended = {r: d for r, d in durable.items() if self._day(d) not in days}
         return len(days)
 
-    def trim(self, job_row: Row, keep: int) -> int:
+    def trim(self, job_row: Row, keep: int, before_ms: Ms = 0) -> int:
         job = self._now.jobs.get(job_row)
         if job is None:
             return 0
@@ -109,9 +113,11 @@ class DictStore:
             (row for row, data in self._now.ended.items() if self._of(data, job, job_row)),
             reverse=True,
         )
-        for row in mine[keep:]:
+        old = [r for r in mine if (self._day(self._now.ended[r]) + 1) * MS_PER_DAY <= before_ms]
+        gone = {*mine[keep:], *old}
+        for row in gone:
             del self._now.ended[row]
-        return len(mine[keep:])
+        return len(gone)
 
     def find(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row]:
         by_name = {(job.namespace, job.name): row for row, job in sorted(self._now.jobs.items())}
@@ -180,6 +186,18 @@ class DictStore:
 
     def execution(self, row: Row) -> bytes | None:
         return self._now.live.get(row, self._now.ended.get(row))
+
+    def stored_jobs(self) -> list[tuple[Row, JobRow]]:
+        """Every job, for a judge."""
+        return list(self._now.jobs.items())
+
+    def stored_live(self) -> set[Row]:
+        """The rows of the live executions, for a judge."""
+        return set(self._now.live)
+
+    def stored_ended(self) -> dict[Row, bytes]:
+        """Every ended execution that is not live again, for a judge."""
+        return {row: data for row, data in self._now.ended.items() if row not in self._now.live}
 
     def sizes(self) -> StoreSizes:
         return StoreSizes(len(self._now.jobs), len(self._now.live), 0, 0, len(self._days()))

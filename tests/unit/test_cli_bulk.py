@@ -1,5 +1,6 @@
 """`tickwheel jobs create --from`: one job of each line, failed lines named, none made twice."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> No
         for made in range(1, 20_001):
             told(made, 0)
     assert capsys.readouterr().err == "10,000 made, 0 failed\n20,000 made, 0 failed\n"
+
+
+def test_on_a_terminal_progress_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with bulk._progress() as told:
+        told(1_234, 5)
+    assert "1,234 made, 5 failed" in terminal.getvalue()
 
 
 def test_a_server_that_is_gone_ends_with_five(tmp_path: Path) -> None:

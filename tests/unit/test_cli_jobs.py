@@ -9,9 +9,11 @@ import grpc
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from google.protobuf.duration_pb2 import Duration
 from tests.unit import client_fakes as fakes
 
-from tickwheel.cli import main
+from tickwheel.cli import main, show
+from tickwheel.cli.settings import Settings
 from tickwheel.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickwheel.v1 import job_service_pb2 as pb
 
@@ -224,6 +226,50 @@ def test_a_list_for_programs(tickwheel: Terminal) -> None:
         assert [item["name"] for item in items] == names
 
 
+def test_on_a_terminal_a_list_is_drawn(
+    tickwheel: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "_stdout_is_terminal", lambda: True)
+    tickwheel.jobs.answers["ListJobs"] = fakes.answering(some_jobs(2))
+    lines = tickwheel("jobs", "list").stdout.splitlines()
+    assert "JOB" in lines[1]
+    assert "──" in lines[2]
+    assert "j1" in "".join(lines[3:])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "words"),
+    [
+        (0, 0, "0s"),
+        (90, 0, "1m30s"),
+        (3_600, 0, "1h"),
+        (2 * 86_400 + 5, 0, "2d5s"),
+        (0, 250_000_000, "0.25s"),
+        (10, 0, "10s"),
+        (61, 500_000_000, "1m1.5s"),
+    ],
+)
+def test_spans_read_as_they_are_typed(seconds: int, nanos: int, words: str) -> None:
+    assert show.span_words(Duration(seconds=seconds, nanos=nanos)) == words
+
+
+def test_every_schedule_and_target_has_words() -> None:
+    settings = Settings(zone="UTC")
+    job = job_pb2.Job()
+    assert show.schedule_words(settings, job.schedule) == ""
+    job.schedule.every.period.seconds = 300
+    assert show.schedule_words(settings, job.schedule) == "every 5m"
+    job.schedule.once.delay.seconds = 90
+    assert show.schedule_words(settings, job.schedule) == "once in 1m30s"
+    job.schedule.once.civil_time = "2027-01-01T09:00:00"
+    job.schedule.once.time_zone = "Europe/Berlin"
+    assert show.schedule_words(settings, job.schedule) == "once 2027-01-01T09:00:00 (Europe/Berlin)"
+    job.schedule.once.scheduled_time.seconds = fakes.NEXT_S
+    assert show.schedule_words(settings, job.schedule) == "once 2030-03-17 17:46:40 UTC"
+    job.worker_target.task_type = "mail"
+    assert show.target_words(job) == "worker mail"
+
+
 def test_an_empty_list_is_still_a_list(tickwheel: Terminal) -> None:
     tickwheel.jobs.answers["ListJobs"] = fakes.answering(pb.ListJobsResponse())
     assert json.loads(tickwheel("jobs", "list", "-o", "json").stdout) == []
@@ -332,6 +378,17 @@ def test_a_preview_explains_daylight_saving(tickwheel: Terminal) -> None:
     assert found["occurrences"][0]["dstNote"] == "MOVED_AFTER_GAP"
     assert found["occurrences"][0]["scheduledTime"] == "2027-03-28T01:00:00Z"
     assert tickwheel("preview").exit_code == 2
+
+
+def test_a_preview_keeps_the_order_of_an_hour_that_comes_twice(tickwheel: Terminal) -> None:
+    answer = pb.PreviewScheduleResponse()
+    for local, offset in (("02:10", "+02:00"), ("02:50", "+02:00"), ("02:10", "+01:00")):
+        answer.occurrences.add(local_time=f"2027-10-31T{local}:00", utc_offset=offset)
+    answer.dropped.add(local_time="2027-10-31T02:30:00", reason=pb.DROP_REASON_EXCLUDED)
+    tickwheel.jobs.answers["PreviewSchedule"] = fakes.answering(answer)
+    lines = tickwheel("preview", "nightly").stdout.splitlines()[1:]
+    assert [line.split()[0][11:16] for line in lines] == ["02:10", "02:30", "02:50", "02:10"]
+    assert [line.split()[1] for line in lines] == ["+02:00", "-", "+02:00", "+01:00"]
 
 
 def test_validation_only(tickwheel: Terminal) -> None:

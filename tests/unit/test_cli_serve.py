@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from tickwheel.cli import main
 from tickwheel.cli import serve as serve_module
+from tickwheel.cli.settings import EXIT_CODES
 from tickwheel.server import config
 
 
@@ -112,3 +113,9 @@ def test_the_version() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0
     assert result.output.startswith("tickwheel ")
+
+
+def test_the_page_tells_every_exit_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "CLI.md").read_text()
+    for code, words in EXIT_CODES:
+        assert f"| {code} | {words} |" in page

@@ -91,10 +91,10 @@ def test_the_columns_of_a_status_are_its_fields() -> None:
 
 def test_a_plain_status_is_small_and_its_layout_stands() -> None:
     data = codec.encode_status(PLAIN)
-    assert len(data) == 92
+    assert len(data) == 96
     assert data.hex() == (
         "01010000" "01000000" + "00000000" * 4 + "00" * 16
-        + "e803000000000000" "d007000000000000" + "00" * 16 + "00" * 16 + "0000" "0000"
+        + "e803000000000000" "d007000000000000" + "00" * 16 + "00" * 16 + "00000000" + "0000" "0000"
     )  # fmt: skip
 
 

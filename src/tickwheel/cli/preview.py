@@ -1,6 +1,8 @@
 """`tickwheel preview`: when a schedule will fire, with what daylight saving does to it."""
 
 from datetime import datetime
+from heapq import merge
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -62,6 +64,7 @@ def _print(settings: Settings, found: "Preview") -> None:
         )
         for o in found.occurrences
     ]
-    rows += [(d.local_time, "", "-", _DROPPED.get(d.reason, d.reason)) for d in found.dropped]
-    show.print_table(_HEAD, sorted(rows))
+    dropped = [(d.local_time, "", "-", _DROPPED.get(d.reason, d.reason)) for d in found.dropped]
+    # by civil time, but never against the order of the instants: an hour may come twice
+    show.print_table(_HEAD, list(merge(rows, dropped, key=itemgetter(0))))
     click.echo(f"time zone database {found.tzdata_version}", err=True)
