@@ -171,6 +171,15 @@ def test_an_update_that_keeps_the_schedule_keeps_the_next_time(bench: Bench) -> 
     assert bench.fire_one(HOUR).target.url == "http://127.0.0.1/other"
 
 
+def test_an_update_that_says_nothing_new_changes_nothing(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    first = bench.changed(change("a", every(MINUTE)))
+    index = bench.index
+    again = bench.changed(change("a", every(MINUTE)))
+    assert (again.view.status, again.cancellation) == (first.view.status, BEFORE)
+    assert bench.index == index
+
+
 def test_an_update_with_another_schedule_plans_anew(bench: Bench) -> None:
     bench.create("a", every(HOUR))
     status = bench.changed(change("a", every(MINUTE))).view.status
@@ -466,9 +475,9 @@ def test_an_execution_of_a_deleted_job_is_not_its_namesakes(bench: Bench) -> Non
     redrive = dead_letter(bench)
     bench.call(Delete(NAMESPACE, "a"))
     bench.create("a", every(HOUR))
-    with pytest.raises(FailedPrecondition) as refusal:
+    with pytest.raises(NotFound) as refusal:
         bench.call(redrive)
-    assert refusal.value.reason == "JOB_REPLACED"
+    assert refusal.value.reason == "EXECUTION_NOT_FOUND"
 
 
 def test_a_redriven_job_with_too_many_live_executions_waits(bench: Bench) -> None:

@@ -92,7 +92,9 @@ def test_cancelled_when_sent(bench: Bench) -> None:
     assert cancel(bench) == (ALREADY, 1)
     assert bench.ended() == []
     assert cancel(bench) == (ALREADY, 1)
+    bench.flush()
     bench.answer(fire, failed())
+    assert cancel(bench) == (ALREADY, 1), "a repeated cancel is answered as the first was"
     (ended,) = bench.ended()
     assert (ended.state, ended.reason) == (ExecutionState.CANCELLED, Reason.JOB_CANCELLED)
     assert ended.attempts[0].status == 500
