@@ -156,9 +156,7 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     if status.state == JobState.CANCELLED:
         raise wrong_state(job, status, "a cancelled job can't be updated; create a new one")
     prepared = command.merge(job.spec)
-    if (
-        prepared.spec == job.spec
-    ):  # repeated, or nothing new: the same answer, and no new generation
+    if prepared.spec == job.spec:  # repeated, or nothing new: no new generation
         return ChangeReply(view_of(draft, row, job, status), *race(draft, status, row))
     before, after = decode_spec(job.spec), decode_spec(prepared.spec)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
@@ -302,12 +300,6 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
     repeated = any(known == digest for known, _ in status.requests)
     if repeated or command.row in status.live:
         return view_of(draft, row, job, status)
-    if command.ended.uid != job.uid:
-        raise FailedPrecondition(
-            f"execution {command.ended.id} belongs to an earlier job {job.name!r}, which was deleted",
-            reason="JOB_REPLACED",
-            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
-        )
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
     if command.ended.uid != job.uid:
