@@ -51,7 +51,7 @@ def ask(channel: grpc.Channel, method: str, request: Message) -> Message:
 def refusal(error: grpc.RpcError) -> tuple[Status, ErrorInfo, BadRequest]:
     """The parts of a refusal, which must all be there."""
     assert isinstance(error, grpc.Call)
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}
+    trailers = dict(error.trailing_metadata() or ())
     raw = trailers[DETAILS]
     assert isinstance(raw, bytes)
     status, info, bad = Status.FromString(raw), ErrorInfo(), BadRequest()
