@@ -195,6 +195,31 @@ async def test_a_slow_target_delays_no_other(node: Node, sink: Sink) -> None:
         node.close()
 
 
+async def test_readyz_says_when_firing_is_behind_and_when_it_caught_up(
+    tmp_path: Path, sink: Sink
+) -> None:
+    """More is due than may wait in memory, and nothing answers: what stays in the wheel makes the node unready."""
+    options = ["--dispatch-concurrency", "4", "--dispatch-concurrency-per-target", "4",
+               "--dispatch-queue-max", "8"]  # fmt: skip
+    with running_node(tmp_path, options=options) as node:
+        api = calls.Api(node.target)
+        requests: list[js.CreateJobRequest] = []
+        for number in range(48):
+            job = one_try(sink.url("/hang"))
+            job.http_target.timeout.CopyFrom(calls.span(1_000))
+            requests.append(calls.request(f"h{number}", job))
+        await api.create_many(requests)
+        assert node.ready(), "it is not behind yet"
+        wait_until(lambda: not node.ready(), SETTLE_S, "the node to fall behind")
+        status, why = get(node.http_port, "/readyz")
+        assert (status, b"firing is" in why) == (503, True)
+        assert get(node.http_port, "/healthz")[0] == 200
+        await api.get("h0")
+        wait_until(node.ready, SETTLE_S, "the node to catch up")
+        wait_until(lambda: sink.count() == 48, SETTLE_S, "all requests")
+        await api.close()
+
+
 @pytest.mark.parametrize(
     ("path", "error"),
     [("/close", "reset"), ("/status/500", "status"), ("/hang", "timeout")],
