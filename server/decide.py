@@ -43,6 +43,7 @@ from tickwheel.server.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     TickwheelError,
     Violation,
 )
@@ -309,6 +310,12 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
         )
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
+    if command.ended.uid != job.uid:
+        raise NotFound(
+            f"execution {command.ended.id} is of an earlier job of the name {job.name!r}, which was deleted",
+            reason="EXECUTION_NOT_FOUND",
+            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
+        )
     if command.ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:
         raise FailedPrecondition(
             f"execution {command.ended.id} is {command.ended.state.name}; only FAILED and UNKNOWN ones can be retried",

@@ -90,7 +90,6 @@ def record_missed(draft: Draft, row: Row, job: JobRow, status: Status, missed: M
 def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
     """What became of the request this change races with."""
     attempts = [flight.fire.attempt for flight in draft.flights(row) if flight.sent]
-    held = {flight.fire.execution_row for flight in draft.flights(row)}
     start_ms = draft.stamp.start_ms
     due_before = 0 < status.due_ms <= start_ms and status.create_ms <= start_ms
     unknown = due_before and status.state == JobState.SCHEDULED
@@ -100,7 +99,7 @@ def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
             continue
         if execution.attempt > execution.base:
             attempts.append(execution.attempt)
-        elif live_row not in held and execution.create_ms <= start_ms:
+        elif execution.create_ms <= start_ms:
             unknown = True
     if attempts:
         return Cancellation.ALREADY_DISPATCHED, max(attempts)

@@ -228,9 +228,8 @@ class TableOverStore(RuleBasedStateMachine):
     def executions_are_as_put_last(self) -> None:
         for row in EXECUTIONS:
             found = self.table.execution(row)
-            if not isinstance(found, bytes):
-                found = None if found is GONE else self.disk.live([row]).get(row)
-            assert found == self.live.get(row), row
+            below = None if found is GONE else self.disk.live([row]).get(row)
+            assert (found if isinstance(found, bytes) else below) == self.live.get(row), row
 
     @invariant()
     def what_is_due_is_known_somewhere(self) -> None:

@@ -7,12 +7,14 @@ A line: {commit, seeds, ok, wrong, lives, promises, arrivals, never, date}. `wro
 the rare branches that no seed of the block reached. The exit code is 1 if any seed was wrong.
 """
 
+# ruff: noqa: T201 - it speaks to whoever runs it
+
 import argparse
 import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -47,20 +49,24 @@ def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
         first = end + 1
 
 
-def line_of(name: str, commit: str, verdicts: Iterable[Verdict]) -> dict[str, object]:
+def faults_of(verdicts: Sequence[Verdict]) -> list[tuple[int, str]]:
+    """The seeds that were wrong, each with its first fault."""
+    return [(verdict.seed, verdict.wrong[0]) for verdict in verdicts if verdict.wrong]
+
+
+def line_of(name: str, commit: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
     """What the results file says of a block."""
-    known = list(verdicts)
     marks: Counter[str] = Counter()
-    for verdict in known:
+    for verdict in verdicts:
         marks.update(verdict.marks)
     return {
         "commit": commit,
         "seeds": name,
-        "ok": sum(not verdict.wrong for verdict in known),
-        "wrong": [[verdict.seed, verdict.wrong[0]] for verdict in known if verdict.wrong],
-        "lives": sum(verdict.lives for verdict in known),
-        "promises": sum(verdict.promises for verdict in known),
-        "arrivals": sum(verdict.arrivals for verdict in known),
+        "ok": sum(not verdict.wrong for verdict in verdicts),
+        "wrong": faults_of(verdicts),
+        "lives": sum(verdict.lives for verdict in verdicts),
+        "promises": sum(verdict.promises for verdict in verdicts),
+        "arrivals": sum(verdict.arrivals for verdict in verdicts),
         "never": sorted(mark for mark in SOMETIMES if not marks[mark]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -103,13 +109,14 @@ def _campaign(first: int, last: int, results: Path) -> bool:
             name = f"{start}-{end}"
             if name in done:
                 continue
-            line = line_of(name, commit, pool.map(survive, range(start, end + 1), chunksize=5))
+            verdicts = list(pool.map(survive, range(start, end + 1), chunksize=5))
+            line, faults = line_of(name, commit, verdicts), faults_of(verdicts)
             file.write(json.dumps(line) + "\n")
             file.flush()
             print(json.dumps(line), flush=True)
-            well = well and not line["wrong"]
-            for verdict_line in line["wrong"] if isinstance(line["wrong"], list) else []:
-                print(f"replay: {replay_command(verdict_line[0])}")
+            for seed, _ in faults:
+                print(f"replay: {replay_command(seed)}")
+            well = well and not faults
     return well
 
 

@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 KIB = 1024
-STEPS_MS = (-30_000, -2_500, -400, 1_500, 20_000, 90_000)
+STEPS_MS = (-30_000, -2_500, -400, 1_500, 20_000, 90_000, 90_000)
 
 
 class End(Enum):
@@ -55,9 +55,9 @@ def draw_weather(rng: Random) -> Weather:
         wal_s=rng.choice((0.0, 0.002, 0.008, 0.03)),
         store_s=rng.choice((0.0, 0.002, 0.02)),
         stall_share=rng.choice((0.0, 0.0, 0.02)),
-        segment_bytes=rng.choice((32, 64, 64)) * KIB,
+        segment_bytes=rng.choice((16, 32, 64)) * KIB,
         table_bytes_max=rng.choice((512, 512, 24)) * KIB,
-        clock_steps=rng.random() < 0.25,
+        clock_steps=rng.random() < 0.35,
         store_full=rng.random() < 0.15,
         target_trouble=rng.choice((0.0, 1.0, 1.0)),
     )
@@ -69,11 +69,11 @@ def draw_fate(rng: Random, weather: Weather) -> Fate:
     after_s = rng.choice((0.05, 0.7, 3.0, 11.0)) * (0.5 + rng.random())
     return Fate(
         end=end,
-        after_s=20.0 if end == End.FULL else after_s,
+        after_s=30.0 if end == End.FULL else after_s,
         at=rng.randint(1, 6)
         if end == End.CUT_EARLY
         else rng.choice((3, 30, 300)) + rng.randrange(9),
         down_s=rng.choice((0.2, 1.0, 4.0, 4.0, 300.0)),
         power_too=rng.random() < 0.5,
-        step_ms=rng.choice(STEPS_MS) if weather.clock_steps and rng.random() < 0.3 else 0,
+        step_ms=rng.choice(STEPS_MS) if weather.clock_steps and rng.random() < 0.5 else 0,
     )

@@ -71,10 +71,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
             work = task.get_coro()
             if isinstance(work, CoroutineType) and getcoroutinestate(work) == CORO_CREATED:
                 work.close()
-        self._ready.clear()
-        self._scheduled.clear()
+        self._ready.clear()  # type: ignore[attr-defined]
+        self._scheduled.clear()  # type: ignore[attr-defined]
         self.close()
-        self.call_soon = self.call_at = self.call_later = _ignored  # type: ignore[assignment,method-assign]
+        self.call_soon = self.call_at = self.call_later = _ignored  # type: ignore[method-assign]
         self.call_exception_handler = _ignored  # type: ignore[method-assign]
 
 

@@ -54,21 +54,21 @@ def attach(world: "World", started: node.Started) -> None:
 
 
 def _watch_shard(world: "World", shard: Shard) -> None:
-    fire, may_send = shard.fire, shard.may_send
+    take, may_send = shard.fire, shard.may_send
     marks = world.marks
 
     def watched_fire(now_ms: Ms, limit: int) -> Fired:
-        fired = fire(now_ms, limit)
+        fired = take(now_ms, limit)
         marks["cold"] += len(fired.cold)
         marks["parked"] += bool(shard._parked)
         _count_dues(marks, fired)
         world.judge_hold(fired)
         return fired
 
-    def watched_may_send(attempt: Fire) -> bool:
-        flight = shard.flights.get(attempt.execution_row)
+    def watched_may_send(fire: Fire) -> bool:
+        flight = shard.flights.get(fire.execution_row)
         marks["stale"] += flight is not None and flight.stale
-        return may_send(attempt)
+        return may_send(fire)
 
     shard.fire = watched_fire  # type: ignore[method-assign]
     shard.may_send = watched_may_send  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -12,6 +12,7 @@ from typing import Any
 from tests.sim.disk import PowerCut
 from tests.sim.faults import End, Fate, draw_fate
 from tests.sim.ledger import Books, judge
+from tests.sim.loop import VirtualLoop
 from tests.sim.mirror import check_flushed
 from tests.sim.users import NAMESPACE, Users
 from tests.sim.world import World
@@ -90,7 +91,7 @@ class _Listener(logging.Handler):
 
 
 @contextmanager
-def _listening(world: World) -> Iterator[None]:
+def _listening(world: World) -> Generator[None, None, None]:
     root = logging.getLogger("tickwheel")
     listener, propagate = _Listener(world), root.propagate
     root.addHandler(listener)
@@ -109,18 +110,19 @@ def _live(world: World, fate: Fate) -> None:
     """One life, from its start to the end that fate has for it, or an earlier one that a fault brings."""
     loop, _clock = world.begin()
     world.arm(fate)
-    world.marks["crash in recovery"] += _run(world, _day(world, fate))
-    loop.abandon()
+    world.marks["crash in recovery"] += not _run(world, loop, _day(world, fate))
     world.crash(fate)
 
 
-def _run(world: World, day: Coroutine[Any, Any, None]) -> bool:
-    """True if the node did not even come up."""
+def _run(world: World, loop: VirtualLoop, day: Coroutine[Any, Any, None]) -> bool:
+    """Let the day pass until it ends or the node dies; False if the node did not even come up."""
     try:
-        world.loop.live(day)
+        loop.live(day)
     except (PowerCut, Fatal) as error:
         world.die(error)
-    return not world.booted
+    finally:
+        loop.abandon()
+    return world.booted
 
 
 async def _day(world: World, fate: Fate) -> None:
@@ -157,7 +159,9 @@ async def _watch(world: World, started: node.Started, seconds: float) -> None:
         succeeded = world.succeeded
 
 
-async def _stop(world: World, started: node.Started, users: "list[asyncio.Future[None]]") -> None:
+async def _stop(
+    world: World, started: node.Started, users: "Sequence[asyncio.Future[None]]"
+) -> None:
     """As the application does it: the doors close, dispatch ends, the node stops, then the journal and the stores."""
     world.closing = True
     await asyncio.wait(users, timeout=30)
@@ -191,8 +195,7 @@ def _live_to_the_end(world: World) -> None:
         await _compare(world, started)
         await _stop(world, started, [asyncio.ensure_future(asyncio.sleep(0))])
 
-    loop.live(life())
-    loop.abandon()
+    _run(world, loop, life())
 
 
 def _ahead_s(world: World, started: node.Started) -> float:

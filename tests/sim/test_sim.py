@@ -83,7 +83,7 @@ def test_a_line_names_what_was_wrong_and_what_was_never_reached() -> None:
         Verdict(8, [], 1, 1, 1, 1, {}, ""),
     ]
     line = line_of("7-8", "abc", verdicts)
-    assert (line["ok"], line["wrong"], line["lives"]) == (1, [[7, "I1 lost"]], 3)
+    assert (line["ok"], line["wrong"], line["lives"]) == (1, [(7, "I1 lost")], 3)
     assert line["never"] == sorted(SOMETIMES - {"parked"})
 
 

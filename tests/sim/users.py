@@ -1,6 +1,7 @@
 """The users of a simulated node: they create, cancel, pause, run, change and delete, and believe what they are told."""
 
 import asyncio
+from collections.abc import Callable
 from random import Random
 
 from tests.sim import probes, specs
@@ -18,6 +19,7 @@ from tickwheel.server.command import (
     JobView,
     NamedCommand,
     Pause,
+    Prepared,
     Redrive,
     Resume,
     Run,
@@ -35,6 +37,13 @@ CANCELLATIONS = {
     Cancellation.ALREADY_DISPATCHED: "already dispatched",
     Cancellation.DISPATCH_UNKNOWN: "dispatch unknown",
 }
+
+
+def _replaced_by(fresh: Prepared) -> Callable[[bytes], Prepared]:
+    def merge(_spec: bytes) -> Prepared:
+        return fresh
+
+    return merge
 
 
 class Users:
@@ -122,7 +131,7 @@ class Users:
         if chance < 0.96:
             later_ms = self._world.clock.now_ms() + self._rng.choice((500, 5_000))
             fresh = prepared(Wish(later_ms, 0, salt=self._rng.randrange(1 << 30)))
-            return Update(NAMESPACE, promise.name, "", lambda _spec: fresh)
+            return Update(NAMESPACE, promise.name, "", _replaced_by(fresh))
         return Delete(NAMESPACE, promise.name)
 
     async def _disturb(self, promise: Promise, command: NamedCommand) -> None:
@@ -151,7 +160,7 @@ class Users:
             await self.resume(promise)
             return
         pauses = self._world.ledger.pauses[promise.name]
-        pauses.append((self._world.clock.now_ms(), OPEN_MS))
+        pauses.append((self._world.unhandled_since_ms(), OPEN_MS))
         reply = await self._call(Pause(NAMESPACE, promise.name))
         self._world.marks["paused"] += isinstance(reply, JobView)
 

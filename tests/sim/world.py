@@ -53,6 +53,8 @@ HOLD_FROM_S, HOLD_UNTIL_S = 0.4, 5.0
 """After a far step forward: the watch looks every 200 ms, then nothing is fired until 5 s after the step."""
 BACK_EXCUSES_S = 30.0
 """What was due before a step back may still be on its way for so long."""
+CATCH_UP_S = 5.0
+LATE_MS = 100
 
 
 @dataclass
@@ -117,7 +119,8 @@ class World:
         self.marks: Counter[str] = Counter()
         self.disk = SimDisk(Random(f"{seed}:disk"))
         self.stores = [DictStore(number) for number in range(SHARDS)]
-        self.now_s = 0.0
+        self.now_s: float = 0.0
+        self.ended_ms = START_MS
         self.offset_ms = START_MS
         self.life = 0
         self.closing = self.booted = False
@@ -251,10 +254,11 @@ class World:
         elif fate.end == End.SYNC:
             disk.fail_sync_at = disk.syncs + fate.at
         elif fate.end == End.FULL:
-            disk.left = self.weather.segment_bytes
+            disk.left = self.weather.segment_bytes * (fate.at % 2)
 
     def crash(self, fate: Fate) -> None:
         """What a dead process or a power cut leaves, and how long nobody comes."""
+        self.ended_ms = self.unhandled_since_ms()
         self.now_s = self.loop.now_s + fate.down_s
         self.marks["long outage"] += fate.down_s >= 60
         power = fate.power_too or fate.end in {End.POWER, End.CUT, End.CUT_EARLY}
@@ -270,6 +274,12 @@ class World:
             store.full = False
             keep_main = not power or self.rng.random() < 0.5
             store.crash(keep_main=keep_main, keep_history=keep_main or self.rng.random() < 0.5)
+
+    def unhandled_since_ms(self) -> Ms:
+        """What fell due from here on may not be handled yet: a moment ago; soon after a start, since a life that caught up."""
+        if self.loop.now_s - self.now_s < CATCH_UP_S:
+            return self.ended_ms
+        return self.clock.now_ms() - LATE_MS
 
     def step_clock(self, step_ms: int) -> None:
         """Somebody sets the host's clock."""

@@ -448,7 +448,15 @@ def test_after_a_fail_over_an_execution_without_an_outcome_is_unknown(bench: Ben
     assert cancel(bench) == (UNKNOWN, 0)
 
 
-def test_after_a_fail_over_what_this_leader_holds_is_known(bench: Bench) -> None:
+def test_after_a_fail_over_what_is_due_again_but_not_sent_is_still_unknown(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    bench.fire_one(HOUR)
+    bench.crash(SECOND)
+    assert len(bench.tick()) == 1
+    assert cancel(bench) == (UNKNOWN, 0)
+
+
+def test_after_a_fail_over_what_this_leader_sent_is_known(bench: Bench) -> None:
     bench.create("a", every(HOUR))
     bench.tick(HOUR)
     bench.crash(SECOND)

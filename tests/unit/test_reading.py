@@ -52,10 +52,10 @@ def test_what_the_table_knows_is_not_read() -> None:
 def test_after_a_flush_it_takes_a_round_for_each_step() -> None:
     bench = with_a_running_job()
     bench.flush()
-    for command in (Cancel(NAMESPACE, "a"), Delete(NAMESPACE, "a"), Resume(NAMESPACE, "a")):
-        assert rounds(bench, command) == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    for command in (Pause(NAMESPACE, "a"), Run(NAMESPACE, "a", "r"), Get(NAMESPACE, "a")):
-        assert rounds(bench, command) == [(1, 0, 0), (0, 1, 0)]
+    for deep in (Cancel(NAMESPACE, "a"), Delete(NAMESPACE, "a"), Resume(NAMESPACE, "a")):
+        assert rounds(bench, deep) == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    for plain in (Pause(NAMESPACE, "a"), Run(NAMESPACE, "a", "r"), Get(NAMESPACE, "a")):
+        assert rounds(bench, plain) == [(1, 0, 0), (0, 1, 0)]
 
 
 def test_an_unknown_name_takes_one_round() -> None:
