@@ -22,8 +22,9 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
 from tickwheel.server.query import Applied, Due
-from tickwheel.server.runner import Runner, Slot
+from tickwheel.server.runner import Runner
 from tickwheel.server.shard import Entry
+from tickwheel.server.slot import Slot
 from tickwheel.server.spec import decode_spec
 from tickwheel.server.store import ShardStore
 from tickwheel.server.table import GONE, Changes

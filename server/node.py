@@ -39,8 +39,9 @@ from tickwheel.server.query import (
 )
 from tickwheel.server.reading import collect, merge
 from tickwheel.server.record import Record, RecordType
-from tickwheel.server.runner import Clock, Dispatch, Runner, Slot, read_wants
+from tickwheel.server.runner import Clock, Dispatch, Runner
 from tickwheel.server.shard import Shard
+from tickwheel.server.slot import Slot, read_wants
 from tickwheel.server.store import ShardStore, StorePort
 from tickwheel.server.table import Table
 from tickwheel.server.wal import Wal as WalPort

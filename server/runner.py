@@ -16,7 +16,6 @@ Must never import: the doors, `node`. It alone knows both the machine (`shard`) 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -24,7 +23,6 @@ from tickwheel.server import codec
 from tickwheel.server.command import (
     Command,
     Create,
-    Due,
     Ended,
     NamedCommand,
     Redrive,
@@ -38,12 +36,22 @@ from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Un
 from tickwheel.server.fire import Fire, Outcome, OutcomeKind
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.model import Effects, ExecutionState, JobRow, Ms, Row
-from tickwheel.server.query import Applied
-from tickwheel.server.reading import Found, Wants, merge
+from tickwheel.server.model import ExecutionState, Ms
+from tickwheel.server.reading import Wants, merge
 from tickwheel.server.record import Record, RecordType
-from tickwheel.server.shard import Entry, Shard
-from tickwheel.server.store import ShardStore, StorePort
+from tickwheel.server.shard import Entry
+from tickwheel.server.slot import (
+    Room,
+    Slot,
+    Ticket,
+    Work,
+    catch_up,
+    is_known,
+    read_all,
+    read_entries,
+    split,
+)
+from tickwheel.server.store import StorePort
 from tickwheel.server.wal import Wal
 
 T = TypeVar("T")
@@ -59,8 +67,6 @@ GROUP_BYTES_MAX = 8 << 20
 WAL_WAITING_BYTES_MAX = 16 << 20
 """No further group is formed while this much waits for the disk."""
 
-UPDATE_BYTES = 300_000
-"""The most that an update logs: a spec with its largest body."""
 
 FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
@@ -105,94 +111,6 @@ class Dispatch(Protocol):
     def room(self) -> int:
         """How many more it takes."""
         ...
-
-
-class Ticket:
-    """One call's answers as they come in; `future` is done with the last of them."""
-
-    __slots__ = ("future", "left", "results")
-
-    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.results: list[Reply | TickwheelError] = [None] * count
-        self.left = count
-        self.future: asyncio.Future[list[Reply | TickwheelError]] = loop.create_future()
-
-    def answer(self, position: int, reply: Reply | TickwheelError) -> None:
-        """Fill in one answer."""
-        self.results[position] = reply
-        self.left -= 1
-        if not self.left and not self.future.done():
-            self.future.set_result(self.results)
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A shard on this node, with its store and what waits for it. `index` is the last entry given to the WAL."""
-
-    shard: Shard
-    store: ShardStore
-    index: int
-    applied: int
-    waiting: list[tuple[NamedCommand, Ticket, int]] = field(
-        default_factory=list[tuple[NamedCommand, Ticket, int]]
-    )
-    leading: list[Command] = field(default_factory=list[Command])
-    busy: bool = False
-    next_ms: Ms | None = None
-    cold: list[Entry] = field(default_factory=list[Entry])
-    warming: bool = False
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    frozen_at: Applied = field(default_factory=Applied)
-    ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
-
-    def applied_now(self) -> Applied:
-        """How far the table is, for the store that it is flushed to."""
-        return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
-
-
-@dataclass(slots=True)
-class Work:
-    """One shard's part of a group."""
-
-    slot: Slot
-    commands: list[Command]
-    tickets: list[tuple[Ticket, int]]
-    leader_count: int
-    rows: Rows = field(default_factory=Rows)
-    wants: Wants | None = None
-    effects: Effects | None = None
-    replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
-
-    def join_leading(self) -> None:
-        """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
-        if self.tickets:
-            leading, self.slot.leading = self.slot.leading, []
-            self.commands[self.leader_count : self.leader_count] = leading
-            self.leader_count += len(leading)
-
-
-@dataclass(slots=True)
-class Room:
-    """What a group may still take: commands, and bytes of journal."""
-
-    commands: int
-    bytes: int
-
-    @property
-    def full(self) -> bool:
-        """True when nothing more goes in."""
-        return self.commands <= 0 or self.bytes <= 0
-
-    def take(self, commands: Sequence[Command]) -> int:
-        """How many of these go in, from the front; a group takes at least one of what it is offered first."""
-        count = 0
-        for command in commands:
-            if self.full:
-                break
-            self.commands -= 1
-            self.bytes -= _weight(command)
-            count += 1
-        return count
 
 
 class Runner:
@@ -301,9 +219,9 @@ class Runner:
             self.spawn(self._run_group(group))
 
     def _take(self, slot: Slot, room: Room) -> Work:
-        leading, slot.leading = _split(slot.leading, room.take(slot.leading))
+        leading, slot.leading = split(slot.leading, room.take(slot.leading))
         count = room.take([command for command, _, _ in slot.waiting[: room.commands]])
-        taken, slot.waiting = _split(slot.waiting, count)
+        taken, slot.waiting = split(slot.waiting, count)
         self.waiting_count -= len(taken)
         slot.busy = True
         slot.settled.clear()
@@ -344,7 +262,7 @@ class Runner:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
             stores = [(work.slot.store, wants) for work, wants in lacking]
-            answers = await self.store.read(partial(_read_all, stores))
+            answers = await self.store.read(partial(read_all, stores))
             for (work, wants), found, thawed in zip(lacking, answers, thaws, strict=True):
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
@@ -355,7 +273,7 @@ class Runner:
         now_ms = self.clock.now_ms()
         records: list[Record] = []
         for work in group:
-            _catch_up(work)
+            catch_up(work)
             slot = work.slot
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
@@ -512,7 +430,7 @@ class Runner:
                 if not await self.admit(slot, entries):
                     slot.cold += entries
                     continue
-                known = [entry for entry in entries if _is_known(slot, entry)]
+                known = [entry for entry in entries if is_known(slot, entry)]
                 slot.shard.load(known)
                 self.touch(slot)
         except Fatal as error:
@@ -563,58 +481,3 @@ class Runner:
             await asyncio.sleep(0)
             if self._tasks:
                 await asyncio.wait(list(self._tasks))
-
-
-def _catch_up(work: Work) -> None:
-    """What fell due while the batch's rows were read goes before its users' commands, so that a cancel sees it.
-
-    Only what is due of jobs that the batch names: their rows are at hand, and no other is touched by it.
-    """
-    leading = work.slot.leading
-    late = [c for c in leading if isinstance(c, Due) and c.job_row in work.rows.jobs]
-    if late and work.tickets:
-        work.slot.leading = [command for command in leading if command not in late]
-        work.commands[work.leader_count : work.leader_count] = late
-        work.leader_count += len(late)
-
-
-def _weight(command: Command) -> int:
-    """About how many bytes of journal a command makes, rather too many than too few."""
-    if isinstance(command, Create):
-        return len(command.prepared.spec) + 300
-    if isinstance(command, Ended):
-        return 3 * len(command.outcome.body) + 5_000
-    return UPDATE_BYTES if isinstance(command, Update) else 1_000
-
-
-def _split(items: list[T], count: int) -> tuple[list[T], list[T]]:
-    return items[:count], items[count:]
-
-
-def _read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:
-    return [read_wants(store, wants) for store, wants in asked]
-
-
-def read_wants(store: ShardStore, wants: Wants) -> Found:
-    """In the store's thread: answer what a batch wants to know of one shard."""
-    names = store.find(wants.names) if wants.names else {}
-    return Found(
-        names,
-        store.jobs(wants.jobs) if wants.jobs else {},
-        store.live(wants.live) if wants.live else {},
-    )
-
-
-def read_entries(store: ShardStore, jobs: Sequence[Row], live: Sequence[Row]) -> Found:
-    """In the store's thread: the rows behind wheel entries, and the jobs behind their executions."""
-    executions = store.live(live) if live else {}
-    rows = {*jobs, *(codec.decode_execution(data).job_row for data in executions.values())}
-    return Found({}, store.jobs(sorted(rows)) if rows else {}, executions)
-
-
-def _is_known(slot: Slot, entry: Entry) -> bool:
-    """True if the entry's row exists after all; one that does not is a leftover of something that ended."""
-    _, row, generation = entry
-    if generation > 0:
-        return isinstance(slot.shard.table.job(row), JobRow)
-    return isinstance(slot.shard.table.execution(row), bytes)

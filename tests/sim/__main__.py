@@ -7,8 +7,6 @@ A line: {commit, seeds, ok, wrong, lives, promises, arrivals, never, date}. `wro
 the rare branches that no seed of the block reached. The exit code is 1 if any seed was wrong.
 """
 
-# ruff: noqa: T201 - it speaks to whoever runs it
-
 import argparse
 import json
 import subprocess

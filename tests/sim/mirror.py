@@ -14,7 +14,7 @@ from tests.sim.store import DictStore
 from tickwheel.server import codec
 from tickwheel.server.model import Effects, JobRow, Row
 from tickwheel.server.record import Record, RecordType
-from tickwheel.server.runner import Slot
+from tickwheel.server.slot import Slot
 from tickwheel.server.table import GONE, UNKNOWN, Partly
 
 

@@ -14,8 +14,9 @@ from tickwheel.server import node, runner
 from tickwheel.server.fire import Fire
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.model import Effects, Ms
-from tickwheel.server.runner import Runner, Slot
+from tickwheel.server.runner import Runner
 from tickwheel.server.shard import Fired, Shard
+from tickwheel.server.slot import Slot, Work
 from tickwheel.server.table import Table
 from tickwheel.server.wal import InlineWal
 from tickwheel.server.wheel import Wheel
@@ -155,10 +156,10 @@ def _landed_late() -> Patches:
 def _no_catch_up() -> Patches:
     """A cancel does not see what fell due while its rows were read."""
 
-    def blind(_work: runner.Work) -> None:
+    def blind(_work: Work) -> None:
         return None
 
-    return [patch.object(runner, "_catch_up", blind)]
+    return [patch.object(runner, "catch_up", blind)]
 
 
 def _short_replay() -> Patches:

@@ -1,0 +1,176 @@
+"""Floor 4. What the runner keeps of each shard, and the parts of a group of batches: slots, work, tickets, room.
+
+Must never import: the doors, `node`, `runner`; no device but the store, whose rows it reads in the store's thread.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tickwheel.server import codec
+from tickwheel.server.command import (
+    Command,
+    Create,
+    Due,
+    Ended,
+    NamedCommand,
+    Reply,
+    Update,
+)
+from tickwheel.server.draft import Rows
+from tickwheel.server.errors import TickwheelError
+from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.query import Applied
+from tickwheel.server.reading import Found, Wants
+from tickwheel.server.shard import Entry, Shard
+from tickwheel.server.store import ShardStore
+
+UPDATE_BYTES = 300_000
+"""The most that an update logs: a spec with its largest body."""
+
+T = TypeVar("T")
+
+
+class Ticket:
+    """One call's answers as they come in; `future` is done with the last of them."""
+
+    __slots__ = ("future", "left", "results")
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.results: list[Reply | TickwheelError] = [None] * count
+        self.left = count
+        self.future: asyncio.Future[list[Reply | TickwheelError]] = loop.create_future()
+
+    def answer(self, position: int, reply: Reply | TickwheelError) -> None:
+        """Fill in one answer."""
+        self.results[position] = reply
+        self.left -= 1
+        if not self.left and not self.future.done():
+            self.future.set_result(self.results)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A shard on this node, with its store and what waits for it. `index` is the last entry given to the WAL."""
+
+    shard: Shard
+    store: ShardStore
+    index: int
+    applied: int
+    waiting: list[tuple[NamedCommand, Ticket, int]] = field(
+        default_factory=list[tuple[NamedCommand, Ticket, int]]
+    )
+    leading: list[Command] = field(default_factory=list[Command])
+    busy: bool = False
+    next_ms: Ms | None = None
+    cold: list[Entry] = field(default_factory=list[Entry])
+    warming: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    frozen_at: Applied = field(default_factory=Applied)
+    ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
+
+    def applied_now(self) -> Applied:
+        """How far the table is, for the store that it is flushed to."""
+        return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
+
+
+@dataclass(slots=True)
+class Work:
+    """One shard's part of a group."""
+
+    slot: Slot
+    commands: list[Command]
+    tickets: list[tuple[Ticket, int]]
+    leader_count: int
+    rows: Rows = field(default_factory=Rows)
+    wants: Wants | None = None
+    effects: Effects | None = None
+    replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+
+    def join_leading(self) -> None:
+        """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
+        if self.tickets:
+            leading, self.slot.leading = self.slot.leading, []
+            self.commands[self.leader_count : self.leader_count] = leading
+            self.leader_count += len(leading)
+
+
+@dataclass(slots=True)
+class Room:
+    """What a group may still take: commands, and bytes of journal."""
+
+    commands: int
+    bytes: int
+
+    @property
+    def full(self) -> bool:
+        """True when nothing more goes in."""
+        return self.commands <= 0 or self.bytes <= 0
+
+    def take(self, commands: Sequence[Command]) -> int:
+        """How many of these go in, from the front; a group takes at least one of what it is offered first."""
+        count = 0
+        for command in commands:
+            if self.full:
+                break
+            self.commands -= 1
+            self.bytes -= weight(command)
+            count += 1
+        return count
+
+
+def catch_up(work: Work) -> None:
+    """What fell due while the batch's rows were read goes before its users' commands, so that a cancel sees it.
+
+    Only what is due of jobs that the batch names: their rows are at hand, and no other is touched by it.
+    """
+    leading = work.slot.leading
+    late = [c for c in leading if isinstance(c, Due) and c.job_row in work.rows.jobs]
+    if late and work.tickets:
+        work.slot.leading = [command for command in leading if command not in late]
+        work.commands[work.leader_count : work.leader_count] = late
+        work.leader_count += len(late)
+
+
+def weight(command: Command) -> int:
+    """About how many bytes of journal a command makes, rather too many than too few."""
+    if isinstance(command, Create):
+        return len(command.prepared.spec) + 300
+    if isinstance(command, Ended):
+        return 3 * len(command.outcome.body) + 5_000
+    return UPDATE_BYTES if isinstance(command, Update) else 1_000
+
+
+def split(items: list[T], count: int) -> tuple[list[T], list[T]]:
+    return items[:count], items[count:]
+
+
+def read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:
+    return [read_wants(store, wants) for store, wants in asked]
+
+
+def read_wants(store: ShardStore, wants: Wants) -> Found:
+    """In the store's thread: answer what a batch wants to know of one shard."""
+    names = store.find(wants.names) if wants.names else {}
+    return Found(
+        names,
+        store.jobs(wants.jobs) if wants.jobs else {},
+        store.live(wants.live) if wants.live else {},
+    )
+
+
+def read_entries(store: ShardStore, jobs: Sequence[Row], live: Sequence[Row]) -> Found:
+    """In the store's thread: the rows behind wheel entries, and the jobs behind their executions."""
+    executions = store.live(live) if live else {}
+    rows = {*jobs, *(codec.decode_execution(data).job_row for data in executions.values())}
+    return Found({}, store.jobs(sorted(rows)) if rows else {}, executions)
+
+
+def is_known(slot: Slot, entry: Entry) -> bool:
+    """True if the entry's row exists after all; one that does not is a leftover of something that ended."""
+    _, row, generation = entry
+    if generation > 0:
+        return isinstance(slot.shard.table.job(row), JobRow)
+    return isinstance(slot.shard.table.execution(row), bytes)
