@@ -155,7 +155,7 @@ def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
     try:
         if not _SCHEDULE_KEYS.isdisjoint(options):
             fill_schedule(job.schedule, options)
-            paths.add("schedule")
+            paths |= _schedule_paths(options)
         if "url" in options:
             job.http_target.url = options["url"]
         if set(TargetOptions.__annotations__) & set(options) or "url" in options:
@@ -168,6 +168,14 @@ def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
     ):  # a JSON body's content-type must not replace all headers there are
         job.http_target.ClearField("headers") if job.HasField("http_target") else None
     return job, FieldMask(paths=sorted(paths))
+
+
+def _schedule_paths(options: ScheduleOptions) -> set[str]:
+    """A schedule replaces the one there is; but a new cron expression keeps the old one's zone and DST policies."""
+    if "cron" not in options:
+        return {"schedule"}
+    kept = {"time_zone", "dst_gap", "dst_overlap"} & options.keys()
+    return {f"schedule.cron.{field}" for field in {"expression", "dialect"} | kept}
 
 
 def _paths(key: str, options: UpdateOptions) -> list[str]:
@@ -374,7 +382,9 @@ def _ranges(statuses: Statuses) -> list[StatusRange]:
 
 
 def retry_policy(retry: Retry) -> RetryPolicy:
-    """A `Retry` as a message."""
+    """A `Retry` as a message. ValueError for no attempts: on the wire 0 means the default."""
+    if retry.max_attempts == 0:
+        raise ValueError("max_attempts counts the first attempt too: give 1 for no retry")
     policy = RetryPolicy(max_attempts=retry.max_attempts or 0, max_doublings=retry.max_doublings)
     for name in ("max_retry_duration", "min_backoff", "max_backoff"):
         span: Span | None = getattr(retry, name)

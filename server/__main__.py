@@ -30,7 +30,8 @@ def serve(config: Config) -> int:
         print(f"tickwheel: {error.message}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"tickwheel: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tickwheel: {where}{error.strerror or error}", file=sys.stderr)
         return 1
 
 

@@ -16,6 +16,7 @@ import resource
 import secrets
 import signal
 import sqlite3
+import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -88,6 +89,11 @@ class App:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, "resolver"))
         self._directory = DataDirectory(Path(config.data_dir), shards=config.shards)
+        for flag, address in (
+            ("--http-listen", config.http_address),
+            ("--grpc-listen", config.grpc_address),
+        ):
+            check_free(flag, *address)
         await self._ops.start(*config.http_address)
         self._store = StoreThreads(loop)
         self._transport = HttpTransport(self._guard)
@@ -203,6 +209,16 @@ class App:
         log.critical("the node must stop: %s", error)
         sys.stderr.flush()
         os._exit(EXIT_FATAL)
+
+
+def check_free(flag: str, host: str, port: int) -> None:
+    """Before anything is recovered: can this be listened on? OSError that says which option is wrong, and why."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]
+        raise OSError(f"can't listen on {host}:{port} ({flag}): {why}") from error
 
 
 def _raise_file_limit() -> None:

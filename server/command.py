@@ -220,8 +220,8 @@ Reply = JobView | ChangeReply | Execution | None
 
 
 def etag(status: Status) -> str:
-    """Changes with each change of the spec and of the state that a user made."""
-    return f'"{status.generation}.{int(status.state)}"'
+    """Changes with each change of the spec and of the state; and a job made anew under an old name shares none."""
+    return f'"{status.create_ms:x}.{status.generation}.{int(status.state)}"'
 
 
 class Scheduler(Protocol):

@@ -331,8 +331,10 @@ def _hint(name: str, cutoff: float = 0.6) -> str:
 
 def _read_file(path: str | Path) -> dict[str, object]:
     try:
-        data = Path(path).read_bytes()
-        assert len(data) <= FILE_BYTES_MAX, "a file of settings is small"
+        with Path(path).open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise ValueError(f"is longer than {FILE_BYTES_MAX} bytes, so it is no file of settings")  # noqa: TRY301
         return tomllib.loads(data.decode())
     except (OSError, ValueError) as error:
         raise InvalidArgument.of([Violation("config", f"{path}: {error}")]) from None
@@ -420,7 +422,9 @@ def find_file(given: str | None, env: Mapping[str, str]) -> str | None:
 
 def load_from_environment(argv: Sequence[str]) -> Config:
     """Read the command line, this process's environment and the file. Ends the process with 2 when they are wrong."""
-    parser = argparse.ArgumentParser(prog="tickwheel serve", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="tickwheel serve", usage="%(prog)s [OPTION ...]; -h lists them", allow_abbrev=False
+    )
     parser.add_argument("command", nargs="?", choices=["serve"], help="the only one there is")
     add_flags(parser)
     given = vars(parser.parse_args(argv))

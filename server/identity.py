@@ -38,7 +38,9 @@ class DataDirectory:
 
     def __init__(self, path: Path, *, shards: int) -> None:
         self.path = path
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # bodies and headers may hold secrets
         self._lock = self._take_lock()
         self.identity = self._load() or self._make(shards)
         if self.identity.shards != shards:

@@ -151,13 +151,18 @@ def test_a_refusal_names_the_field_and_its_option(tickwheel: Terminal) -> None:
         fakes.status(
             C.INVALID_ARGUMENT,
             "wrong",
-            violations={"job.schedule.cron.expression": "minute 61", "job.jitter": "too long"},
+            violations={
+                "job.schedule.cron.expression": "minute 61",
+                "job.jitter": "too long",
+                "job.worker_target": "later",
+            },
         )
     ]
     result = tickwheel("jobs", "create", "--url", URL, "--cron", "61 * * * *")
     assert result.exit_code == 2
     assert "--cron (job.schedule.cron.expression): minute 61" in result.stderr
-    assert "job.jitter: too long" in result.stderr
+    assert "--jitter (job.jitter): too long" in result.stderr
+    assert "\njob.worker_target: later" in result.stderr
 
 
 def test_the_wait_that_the_server_asks_for_is_told(tickwheel: Terminal) -> None:
@@ -305,7 +310,11 @@ def test_an_update_sends_what_is_given(tickwheel: Terminal) -> None:
     )
     result = tickwheel("jobs", "update", "nightly", "--cron", "@daily", "--label", "a=b")
     assert "ALREADY_DISPATCHED (attempt 2)" in result.stdout
-    assert list(tickwheel.sent().update_mask.paths) == ["labels", "schedule"]
+    assert list(tickwheel.sent().update_mask.paths) == [
+        "labels",
+        "schedule.cron.dialect",
+        "schedule.cron.expression",
+    ]
     assert tickwheel("jobs", "update", "nightly").exit_code == 2
 
 

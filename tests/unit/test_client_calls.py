@@ -346,7 +346,7 @@ async def test_an_update_sends_its_mask_and_tells_the_race() -> None:
     assert (updated.outcome, updated.attempt, updated.execution) == ("ALREADY_DISPATCHED", 2, "e")
     (_, first, _), (_, second, _) = jobs.seen
     assert (first.job.name, first.job.etag) == (NIGHTLY, '"1"')
-    assert list(first.update_mask.paths) == ["schedule"]
+    assert list(first.update_mask.paths) == ["schedule.cron.dialect", "schedule.cron.expression"]
     assert second.allow_missing
 
 

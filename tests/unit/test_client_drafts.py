@@ -254,7 +254,12 @@ def test_every_option_has_its_place() -> None:
 @pytest.mark.parametrize(
     ("options", "paths"),
     [
-        ({"cron": "@daily"}, ["schedule"]),
+        ({"every": "90s"}, ["schedule"]),
+        ({"cron": "@daily"}, ["schedule.cron.dialect", "schedule.cron.expression"]),
+        (
+            {"cron": "@daily", "time_zone": "Europe/Berlin"},
+            ["schedule.cron.dialect", "schedule.cron.expression", "schedule.cron.time_zone"],
+        ),
         ({"url": URL}, ["http_target.url"]),
         ({"body": {"a": 1}}, ["http_target.body"]),
         ({"body": "x", "headers": {"a": "b"}}, ["http_target.body", "http_target.headers"]),
@@ -286,6 +291,11 @@ def test_a_json_body_leaves_the_headers_of_a_job_alone() -> None:
 def test_an_update_without_a_target_sets_none() -> None:
     job, _ = change(NAME, {"description": "words"})
     assert not job.HasField("http_target")
+
+
+def test_no_attempts_are_refused_since_0_would_mean_the_default() -> None:
+    with pytest.raises(InvalidArgument, match="1 for no retry"):
+        change(NAME, {"retry": Retry(max_attempts=0)})
 
 
 def test_an_update_that_cannot_be_meant_is_refused() -> None:

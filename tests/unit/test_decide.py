@@ -288,9 +288,18 @@ def test_a_paused_job_that_is_updated_stays_paused(bench: Bench) -> None:
 # --- etags -----------------------------------------------------------------------------------
 
 
+def test_a_job_made_anew_under_an_old_name_has_an_etag_of_its_own(bench: Bench) -> None:
+    old = etag(bench.create("a", every(HOUR)).status)
+    bench.call(Delete(NAMESPACE, "a"))
+    bench.tick(1)
+    bench.create("a", every(DAY))
+    with pytest.raises(Aborted):
+        bench.call(Delete(NAMESPACE, "a", old))
+
+
 def test_an_etag_that_no_longer_matches_aborts(bench: Bench) -> None:
     old = etag(bench.create("a", every(HOUR)).status)
-    bench.changed(change("a", every(MINUTE), etag=old))
+    new = etag(bench.changed(change("a", every(MINUTE), etag=old)).view.status)
     for command in (
         Pause(NAMESPACE, "a", old),
         Resume(NAMESPACE, "a", old),
@@ -300,8 +309,8 @@ def test_an_etag_that_no_longer_matches_aborts(bench: Bench) -> None:
     ):
         with pytest.raises(Aborted) as refusal:
             bench.call(command)
-        assert refusal.value.metadata == {"etag": '"2.1"', "wanted": old}
-    bench.call(Delete(NAMESPACE, "a", '"2.1"'))
+        assert refusal.value.metadata == {"etag": new, "wanted": old}
+    bench.call(Delete(NAMESPACE, "a", new))
 
 
 # --- pause and resume ------------------------------------------------------------------------

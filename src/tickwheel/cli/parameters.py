@@ -118,7 +118,7 @@ with_target = _together(
     click.option("--label", "labels", type=PairType("="), multiple=True, metavar="KEY=VALUE",
                  help="As often as needed."),
     click.option("--description", metavar="TEXT", help="For people."),
-    click.option("--max-attempts", type=int, metavar="N", help="1 means no retry."),
+    click.option("--max-attempts", type=click.IntRange(min=1), metavar="N", help="1 means no retry."),
     click.option("--min-backoff", type=SPAN, metavar="SPAN", help="The least pause between attempts."),
     click.option("--max-backoff", type=SPAN, metavar="SPAN", help="The longest pause."),
     click.option("--overlap", type=click.Choice(["skip", "buffer_one", "allow_all"]),
