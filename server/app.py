@@ -15,8 +15,8 @@ import os
 import resource
 import secrets
 import signal
-import sqlite3
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterable
