@@ -1,14 +1,16 @@
 """Floor 7. Runs the node on uvloop. Refuses `python -O`: assertions are how it refuses a corrupt state.
 
+gRPC's core writes lines of its own, with bytes that peers chose: silent, unless GRPC_VERBOSITY asks for them.
+
 Must never import: anything but `app`, `config`, `errors`, `logs`.
 """
 
 import asyncio
+import os
 import sys
 
 import uvloop
 
-from tickwheel.server import app
 from tickwheel.server.config import Config, load_from_environment
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.logs import configure
@@ -23,6 +25,9 @@ def serve(config: Config) -> int:
         )
         return 2
     configure(config.log_format, config.log_level, sys.stderr)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from tickwheel.server import app  # noqa: PLC0415 - gRPC reads its variable when it is imported
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(app.run(config))

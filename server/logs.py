@@ -20,6 +20,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 ROOT: Final = "tickwheel"
+LIBRARIES: Final = ("asyncio", "aiohttp", "grpc")
+"""Whose warnings go the same way: they, too, hold what peers chose."""
+
 VALUE_CHARS_MAX: Final = 2_048
 REDACTED: Final = "[redacted]"
 
@@ -61,16 +64,17 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def configure(log_format: str, level: str, stream: TextIO) -> None:
-    """Send what this project logs to `stream`, one line a record. Calling it again replaces what was set."""
+    """Send what this project and its libraries log to `stream`. Calling it again replaces what was set."""
     formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
-    logger = logging.getLogger(ROOT)
-    for old in list(logger.handlers):
-        logger.removeHandler(old)
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-    logger.propagate = False
+    for name in (ROOT, *LIBRARIES):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.setLevel(level.upper() if name == ROOT else logging.WARNING)
+        logger.propagate = False
 
 
 def redact_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

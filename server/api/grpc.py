@@ -188,9 +188,12 @@ class GrpcDoor:
             except Exception as error:  # noqa: BLE001 - the last place where it can get an answer
                 status = to_status(error)
                 code = Code.Name(status.code)
-                await abort_with(context, status)
             finally:
                 ended(name, code, now_s() - start_s)
+            # What abort raises and the call's state hold each other until the collector comes, which is seldom:
+            # neither the request nor the error, whose traceback holds it too, may hang on to that ring.
+            del request
+            return await abort_with(context, status)
 
         return serve
 

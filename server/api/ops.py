@@ -9,11 +9,24 @@ Ready means "is firing": a node whose wheel has an overdue head is not ready, ho
 Must never import: any room below the doors.
 """
 
+import logging
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from tickwheel.server.logs import get_logger
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line speaks of a fault of this side. A request that is no HTTP got its 400: anyone can send millions."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_log = get_logger(f"{__name__}.http")
+_log.addFilter(is_ours)
 
 
 def make_app(registry: CollectorRegistry, unready: Callable[[], list[str]]) -> web.Application:
@@ -43,7 +56,7 @@ class OpsServer:
     """The listener; port 0 takes a free one, `port` tells which."""
 
     def __init__(self, app: web.Application) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, access_log=None, logger=_log, shutdown_timeout=1.0)
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:

@@ -3,6 +3,7 @@
 The options may stand before the command or after it; after it wins. Commands get a `Settings` and never see gRPC.
 """
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class Settings:
 
 def client_library() -> Any:
     """`tickwheel.client`, imported when first needed."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are told here, in words
     from tickwheel import client  # noqa: PLC0415 - gRPC takes longer to import than --help may take
 
     return client
