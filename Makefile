@@ -39,9 +39,9 @@ demo: setup      ## a server, a target and some jobs, on this machine, in one mi
 	$(PY) bench/demo.py $(ARGS)
 
 run: setup      ## one node on ./data; ctrl-c stops it
-	@echo "gRPC on 127.0.0.1:7070, health and metrics on http://127.0.0.1:7080, data in ./data; ctrl-c stops it."
+	@echo "gRPC on 127.0.0.1:7070, health and metrics on http://127.0.0.1:7080 (/readyz, /metrics), data in ./data; ctrl-c stops it."
 	@echo "In another shell:  $(BIN)/tickwheel jobs create --url http://127.0.0.1:8000/ --in 5s"
-	@echo "                   $(BIN)/tickwheel jobs list;  $(BIN)/tickwheel --help"
+	@echo "                   $(BIN)/tickwheel executions list       ($(BIN)/tickwheel --help tells the rest)"
 	$(BIN)/tickwheel serve --data-dir ./data $(ARGS)
 
 test: setup      ## every test but the slow ones (ARGS='-k wheel' narrows, ARGS='-m slow' runs those)

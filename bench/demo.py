@@ -2,7 +2,7 @@
 
 A node and a target start. Some jobs are scheduled over gRPC: one-offs, an `every`, a `cron`; some fall due while the node
 is dead. While they wait the node is killed with `kill -9`, and started again. The table shows each request as the
-target saw it: scheduled, arrived, late by; the exit code is 0 only if each arrived, once, and never early.
+target saw it: scheduled, arrived, how late; the exit code is 0 only if each arrived, once, and never early.
 """
 
 import argparse
@@ -132,8 +132,8 @@ def run(console: Console, node: Node, sink: Sink) -> tuple[Report, list[Arrival]
 def table(arrivals: list[Arrival], outage: Outage) -> Table:
     """Each request as the target saw it."""
     out = Table(box=SIMPLE_HEAD)
-    for column in ("job", "scheduled", "arrived", "late by", "times", "epoch", ""):
-        numeric = column in ("late by", "times", "epoch")
+    for column in ("job", "scheduled", "arrived", "late ms", "times", "epoch", ""):
+        numeric = column in ("late ms", "times", "epoch")
         out.add_column(column, no_wrap=True, justify="right" if numeric else "left")
     counts: dict[str, int] = {}
     for arrival in arrivals:
@@ -145,9 +145,9 @@ def table(arrivals: list[Arrival], outage: Outage) -> Table:
         shown.add(arrival.id)
         due = scheduled_ms(arrival)
         lag_ms = arrival.arrival_us / 1_000 - due
-        note = "due while dead" if outage.start_ms <= due <= outage.end_ms else ""
+        note = "while dead" if outage.start_ms <= due <= outage.end_ms else ""
         out.add_row(
-            name_of(arrival), clock(due), clock(arrival.arrival_us / 1_000), f"{lag_ms:.1f} ms",
+            name_of(arrival), clock(due), clock(arrival.arrival_us / 1_000), f"{lag_ms:.1f}",
             str(counts[arrival.id]), str(arrival.epoch), note,
         )  # fmt: skip
     return out
@@ -171,7 +171,7 @@ def verdict(console: Console, report: Report) -> bool:
     if good:
         extra = f", {report.at_kill} sent again because of the kill" if report.at_kill else ", once"
         merged = (
-            f" {report.excused} missed beats of the heartbeat are on record."
+            f" Missed beats of the heartbeat, on record: {report.excused}."
             if report.excused
             else ""
         )

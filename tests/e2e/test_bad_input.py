@@ -51,8 +51,7 @@ def ask(channel: grpc.Channel, method: str, request: Message) -> Message:
 def refusal(error: grpc.RpcError) -> tuple[Status, ErrorInfo, BadRequest]:
     """The parts of a refusal, which must all be there."""
     assert isinstance(error, grpc.Call)
-    trailers = dict(error.trailing_metadata() or ())
-    raw = trailers[DETAILS]
+    raw = next(item.value for item in error.trailing_metadata() or () if item.key == DETAILS)
     assert isinstance(raw, bytes)
     status, info, bad = Status.FromString(raw), ErrorInfo(), BadRequest()
     assert status.details[0].Unpack(info)

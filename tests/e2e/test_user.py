@@ -53,7 +53,7 @@ async def test_five_thousand_jobs_are_listed_counted_and_kept_over_a_restart(nod
     due = calls.now_ms() + HOUR_MS
     names = [f"n{number:05}" for number in range(JOBS)]
     for start in range(0, JOBS, 1_000):
-        requests = []
+        requests: list[js.CreateJobRequest] = []
         for name in names[start : start + 1_000]:
             job = calls.once("http://127.0.0.1:65001/", due)
             job.labels["team"] = "abc"[int(name[1:]) % 3]
@@ -261,10 +261,10 @@ def private_name() -> str:
     """This machine's own name, if it stands for private addresses alone."""
     name = socket.gethostname()
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(name, 80)}
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, 80)}
     except OSError:
-        found = set()
-    if not found or not all(ip_address(str(each)).is_private for each in found):
+        found = set[str]()
+    if not found or not all(ip_address(each).is_private for each in found):
         pytest.skip("this machine has no name for a private address")
     return name
 
