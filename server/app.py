@@ -16,6 +16,7 @@ import resource
 import secrets
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterable
@@ -41,6 +42,7 @@ from tickwheel.server.metrics import Metrics
 from tickwheel.server.record import Record
 from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.store import ShardStore, StoreOptions, StoreThreads
+from tickwheel.server.store.sqlite import translate
 from tickwheel.server.wal import WalThread
 from tickwheel.version import VERSION
 
@@ -116,7 +118,12 @@ class App:
             config, devices, self._metrics, seed=secrets.randbits(64), on_fatal=self._die
         )
         gc.freeze()
-        self._metrics.watch(self._started.runner, self._started.wal, self._dispatcher)
+        self._metrics.watch(
+            self._started.runner,
+            self._started.wal,
+            self._dispatcher,
+            ready=lambda: not self.unready(),
+        )
         self._grpc = GrpcDoor(
             config,
             self._started.node,
@@ -138,7 +145,10 @@ class App:
         )
 
     def _open_store(self, number: int) -> ShardStore:
-        return ShardStore.open(self._directory.path / "shards", number, StoreOptions())
+        try:
+            return ShardStore.open(self._directory.path / "shards", number, StoreOptions())
+        except sqlite3.Error as error:
+            raise translate(error) from error
 
     def _open_wal(self) -> tuple[Iterable[Record], WalThread]:
         config = self._config

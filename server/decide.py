@@ -101,7 +101,9 @@ def _create(draft: Draft, command: Create) -> JobView:
         return _created_before(draft, row, command)
     uid = (draft.now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
     first_ms = _first_occurrence(draft, command)
-    due_ms = first_ms + schedule.jitter(uid, first_ms, prepared.jitter_ms)
+    due_ms = first_ms
+    if prepared.jitter_ms:
+        due_ms += schedule.jitter(uid, first_ms, prepared.jitter_ms)
     status = Status(
         JobState.SCHEDULED, 1, draft.now_ms, draft.now_ms, first_ms, due_ms, origin=prepared.digest
     )

@@ -262,7 +262,12 @@ class Keeper:
         """Make the stores durable, shard by shard, then let go of the WAL segments that they cover."""
         durable: dict[int, int] = {}
         for slot in list(self._runner.slots.values()):
-            await self._runner.store.flush(slot.store.checkpoint)
+            try:
+                await self._runner.store.flush(slot.store.checkpoint)
+            except StoreFailed as error:
+                if error.reason != "STORE_FULL":
+                    raise
+                return  # the journal keeps what the stores can't; the flush says that the disk is full
             durable[slot.shard.number] = slot.store.durable.index
         for name in await self._wal.truncate_through(durable):
             log.info("journal segment deleted: the stores hold it durably", extra={"segment": name})

@@ -196,6 +196,9 @@ class Metrics:
             registry, "clock_step_seconds", "How far the host's clock was stepped.", "direction"
         )
         ProcessCollector(registry=registry)
+        self._attempts_of: dict[str, Counter] = {}
+        self._ended_of: dict[str, Counter] = {}
+        self._commands_of: dict[str, Counter] = {}
 
     def observe_lag(self, lag_ms: int, *, late: bool) -> None:
         """Note that an attempt started `lag_ms` after it was due; `late` when it had to be, after an outage."""
@@ -203,15 +206,15 @@ class Metrics:
 
     def count_attempt(self, outcome: str) -> None:
         """Note how an attempt ended."""
-        self._attempts.labels(outcome.lower()).inc()
+        _child(self._attempts, self._attempts_of, outcome).inc()
 
     def count_ended(self, state: str) -> None:
         """Note how an execution ended."""
-        self._ended.labels(state.lower()).inc()
+        _child(self._ended, self._ended_of, state).inc()
 
     def count_command(self, command: str, count: int = 1) -> None:
         """Note that commands of a kind were decided."""
-        self._commands.labels(command.lower()).inc(count)
+        _child(self._commands, self._commands_of, command).inc(count)
 
     def count_flushed(self, rows: int) -> None:
         """Note that rows went to SQLite."""
@@ -242,6 +245,14 @@ class Metrics:
     ) -> None:
         """Read these whenever Prometheus asks, from now on. Once a registry."""
         self._registry.register(_Watch(runner, wal, dispatch, ready))
+
+
+def _child(counter: Counter, known: dict[str, Counter], value: str) -> Counter:
+    """The counter of one label value, found in a dict: one is asked for with each attempt."""
+    child = known.get(value)
+    if child is None:
+        child = known[value] = counter.labels(value.lower())
+    return child
 
 
 def _counter(registry: CollectorRegistry, name: str, words: str, *labels: str) -> Counter:

@@ -28,6 +28,9 @@ from tickwheel.server.fire import OutcomeKind
 from tickwheel.server.model import JobRow, Row
 from tickwheel.server.table import GONE, Partly, Table
 
+_OF_A_ROW = (Due, Expire, Abandon)
+_OF_LIVE = (Cancel, Delete, Resume, Update)
+
 
 @dataclass(slots=True)
 class Wants:
@@ -55,16 +58,19 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     wants = Wants()
     starting = {command.execution_row for command in commands if isinstance(command, Due)}
     for command in commands:
-        if isinstance(command, Due | Expire | Abandon):
+        if isinstance(command, Create):
+            if not command.fresh:
+                _want_created(table, command, rows, wants)
+        elif isinstance(command, _OF_A_ROW):
             _want_job(table, command.job_row, rows, wants)
             if isinstance(command, Abandon):
                 _want_live(table, command.execution_row, rows, wants)
         elif isinstance(command, Ended):
             _want_ended(table, command, rows, wants, starting)
         else:
-            row = _want_name(table, command, rows, wants)
+            row = _want_name(table, (command.namespace, command.name), rows, wants)
             if row:
-                with_live = isinstance(command, Cancel | Delete | Resume | Update)
+                with_live = isinstance(command, _OF_LIVE)
                 _want_job(table, row, rows, wants, with_live=with_live)
     return wants
 
@@ -81,12 +87,17 @@ def merge(rows: Rows, wants: Wants, found: Found) -> None:
         rows.live[row] = found.live.get(row)
 
 
-def _want_name(table: Table, command: Command, rows: Rows, wants: Wants) -> Row:
-    if isinstance(command, Due | Expire | Abandon | Ended) or (
-        isinstance(command, Create) and command.fresh
-    ):
-        return 0
+def _want_created(table: Table, command: Create, rows: Rows, wants: Wants) -> None:
+    """A create mostly names what does not exist: the commonest case, and the quickest."""
     key = (command.namespace, command.name)
+    row = rows.names.get(key)
+    if row is None:
+        row = _want_name(table, key, rows, wants)
+    if row:
+        _want_job(table, row, rows, wants)
+
+
+def _want_name(table: Table, key: tuple[str, str], rows: Rows, wants: Wants) -> Row:
     row = rows.names.get(key)
     if row is None:
         found = table.find(*key)

@@ -55,6 +55,8 @@ from tickwheel.server.wal import Wal
 
 T = TypeVar("T")
 
+_NEW_WORK = (Create, Update, Run, Redrive)
+
 log = get_logger(__name__)
 
 GROUP_COMMANDS_MAX = 2_000
@@ -177,7 +179,7 @@ class Runner:
         full = self.table_bytes >= self.config.table_bytes_max * CREATES_STOP_SHARE
         if not (full or self._wal.space_low or self.store_full):
             return
-        if any(isinstance(command, Create | Update | Run | Redrive) for _, command in commands):
+        if any(isinstance(command, _NEW_WORK) for _, command in commands):
             reason = "TABLE_FULL" if full else "DISK_FULL"
             what = "changes wait to be written to the store" if full else "the disk is almost full"
             raise ResourceExhausted(

@@ -53,6 +53,9 @@ Entry = tuple[Ms, Row, int]
 """What the wheel holds: due, row, and the job's generation (>= 1) or minus the execution's next attempt (<= -1)."""
 
 
+_LOGGED_DUE = (Due, Expire)
+
+
 class Batch(NamedTuple):
     """What `decide` made: effects to log (None: nothing changes), and one answer a command."""
 
@@ -129,7 +132,7 @@ class Shard:
     def _release(self, commands: Sequence[Command]) -> None:
         """The commands that the leader gave itself are done with, whether they changed anything or not."""
         for command in commands:
-            if isinstance(command, Due | Expire):
+            if isinstance(command, _LOGGED_DUE):
                 self._logging.discard(command.job_row)
                 self._unpark(command.job_row)
             elif isinstance(command, Ended):
@@ -160,14 +163,17 @@ class Shard:
 
     def _arm_job(self, row: Row, status: bytes) -> None:
         """Put the job's next due time into the wheel, if it is new and within the window."""
-        state, _, generation, _, due_ms, *_ = codec.status_columns(status)
+        due_ms = codec.status_due_ms(status)
+        if row not in self._flights_of and not 0 < due_ms < self.horizon_ms:
+            return
+        state, _, generation, *_ = codec.status_columns(status)
         for flight in self._flights_of.get(row, ()):
             paused = state == JobState.PAUSED and flight.kind == ExecutionKind.OCCURRENCE
             flight.stale = generation != flight.fire.generation or paused
         if not 0 < due_ms < self.horizon_ms:
             return
         known = self.table.job(row)
-        if isinstance(known, JobRow | Partly) and row not in self._awaiting:
+        if isinstance(known, (JobRow, Partly)) and row not in self._awaiting:
             before = codec.status_columns(known.status)
             if (before[0], before[2], before[4]) == (state, generation, due_ms):
                 return

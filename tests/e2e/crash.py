@@ -177,11 +177,12 @@ class Driver:
         sent = calls.now_ms()
         due = sent + self.rng.randrange(200, HORIZON_MS) if move else 0
         kind = "update" if move else "cancel"
+        place = len(job.operations)  # others may append meanwhile
         job.operations.append(Operation(kind, sent, due_ms=due))
         try:
             call = self.api.move(job.name, due) if move else self.api.cancel(job.name)
             answer = await call
-            job.operations[-1] = calls.operation(kind, sent, answer, due)
+            job.operations[place] = calls.operation(kind, sent, answer, due)
         except calls.GaveUp:
             return
         except grpc.aio.AioRpcError as error:

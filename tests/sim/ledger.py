@@ -15,6 +15,8 @@ class Promise:
     """What is known of one creation, from its users' point of view.
 
     `firm`: nobody disturbed its schedule, but for pausing and resuming. `brief`: it is forgotten soon after its end.
+    `cancelled_at`: so many arrivals had been seen when CANCELLED_BEFORE_DISPATCH was answered; `never_sent`: its only
+    occurrence had not arrived when that cancel was asked for, so it must not have arrived between the two either.
     """
 
     namespace: str
@@ -26,6 +28,7 @@ class Promise:
     brief: bool = False
     firm: bool = True
     cancelled_at: int = -1
+    never_sent: bool = False
 
 
 @dataclass
@@ -111,7 +114,8 @@ def _judge_cancels(ledger: Ledger) -> list[str]:
     return [
         f"I4 {arrival.id} arrived after CANCELLED_BEFORE_DISPATCH"
         for number, arrival in enumerate(ledger.arrivals)
-        if (promise := cancelled.get(arrival.id[:32])) and number >= promise.cancelled_at
+        if (promise := cancelled.get(arrival.id[:32]))
+        and (number >= promise.cancelled_at or (promise.never_sent and ":r:" not in arrival.id))
     ]
 
 

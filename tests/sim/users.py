@@ -144,8 +144,8 @@ class Users:
             return
         self._world.marks[CANCELLATIONS[reply.cancellation]] += 1
         if reply.view.job.uid == promise.uid and reply.cancellation == Cancellation.BEFORE_DISPATCH:
-            never = untouched and promise.once_ms
-            promise.cancelled_at = 0 if never else len(arrivals)
+            promise.cancelled_at = len(arrivals)
+            promise.never_sent = untouched and bool(promise.once_ms)
 
     def _loosen(self, name: str) -> None:
         """A name may have been given anew while the call was on its way: whoever bears it is not firm any more."""

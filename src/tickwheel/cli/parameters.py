@@ -114,7 +114,7 @@ with_target = _together(
     click.option("--header", "headers", type=PairType(":"), multiple=True, metavar="NAME:VALUE",
                  help="As often as needed."),
     click.option("--body", metavar="TEXT|@FILE|-", help="What to send: text, a file, or standard input."),
-    click.option("--attempt-timeout", "timeout", type=SPAN, metavar="SPAN", help="Of one attempt."),
+    click.option("--attempt-timeout", type=SPAN, metavar="SPAN", help="Of one attempt."),
     click.option("--label", "labels", type=PairType("="), multiple=True, metavar="KEY=VALUE",
                  help="As often as needed."),
     click.option("--description", metavar="TEXT", help="For people."),
@@ -156,6 +156,8 @@ def check_schedule(given: dict[str, Any], *, required: bool) -> None:
 def job_options(given: dict[str, Any]) -> "UpdateOptions":
     """What was given, as the client's options; what was not is left out."""
     options = {name: value for name, value in given.items() if value is not None and value != ()}
+    if "attempt_timeout" in options:
+        options["timeout"] = options.pop("attempt_timeout")
     if "labels" in options:
         options["labels"] = dict(options["labels"])
     if "body" in options:
