@@ -17,7 +17,13 @@ import grpc
 import pytest
 from bench import calls
 from bench.node import Node, Sink, get, wait_until
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from tests.bad_input import good_create
 from tests.e2e.harness import SETTLE_S, running_node
+from tests.e2e.random_messages import change, fill
+
+from tickwheel.v1.job_service_pb2 import DESCRIPTOR
 
 pytestmark = pytest.mark.timeout(120)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -26,6 +32,16 @@ CREATE = "/tickwheel.v1.JobService/CreateJob"
 CONNECTIONS = 1_000
 GROWTH_BYTES_MAX = 96 << 20
 PATIENCE_S = 5.0
+MESSAGES = 1_500
+UNARY = [
+    method
+    for method in DESCRIPTOR.services_by_name["JobService"].methods
+    if not (method.client_streaming or method.server_streaming)
+]
+ANSWERS = frozenset(
+    (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS,
+     grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.StatusCode.UNIMPLEMENTED)
+)  # fmt: skip
 KNOWN = re.compile(r"--- start|\S+Z (INFO |WARNING) ")
 
 Attack = Callable[[Node], None]
@@ -124,6 +140,30 @@ def invalid_protobuf(node: Node) -> None:
     assert unary(node, deep) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def random_messages(node: Node) -> None:
+    """Of every method that takes one message, and creates that are wrong in a place or two: each has an answer."""
+    rng = Random(4)
+    with grpc.insecure_channel(node.target) as channel:
+        for number in range(MESSAGES):
+            create = good_create()
+            create.job_id = f"random-{rng.randrange(10**9)}"
+            create.job.http_target.url = "http://127.0.0.1:65001/"
+            change(rng, create.job, rng.choice((1, 2, 3)))
+            answer(channel, "CreateJob", create)
+            method = UNARY[number % len(UNARY)]
+            message = GetMessageClass(method.input_type)()
+            fill(rng, message)
+            answer(channel, method.name, message)
+
+
+def answer(channel: grpc.Channel, method: str, message: Message) -> None:
+    """A call, that must end in time and not by a fault of the server."""
+    path = f"/tickwheel.v1.JobService/{method}"
+    call = raw(channel, path).future(message.SerializeToString(), timeout=PATIENCE_S)
+    call.exception()
+    assert call.code() in ANSWERS, f"{method} ended with {call.code()}: {message}"
+
+
 def long_messages(node: Node) -> None:
     """Some that are junk, some that are too long to be read at all."""
     for _ in range(5):
@@ -189,6 +229,7 @@ ATTACKS: tuple[Attack, ...] = (
     wrong_protocol,
     bad_requests_over_http,
     invalid_protobuf,
+    random_messages,
     long_messages,
     long_metadata,
     unknown_methods,
