@@ -334,13 +334,23 @@ def _check_cancelled(job: Job, arrivals: list[Arrival], report: Report) -> None:
     for operation in job.operations:
         if operation.answer != BEFORE_DISPATCH:
             continue
+        moved_to = _times_named_since(job, operation)
         for arrival in arrivals:
-            if operation.kind == "update" and scheduled_ms(arrival) == operation.due_ms:
+            if operation.kind == "update" and scheduled_ms(arrival) in moved_to:
                 continue
             late = arrival.arrival_us > operation.answered_ms * 1_000
             done = operation.kind == "cancel" and not job.period_ms and _succeeded(arrival)
             if late or done:
                 report.add("after_cancel", f"{arrival.id} at {arrival.arrival_us} us, {operation}")
+
+
+def _times_named_since(job: Job, operation: Operation) -> set[int]:
+    """Where this update, or one that was not over before it began, moved the job."""
+    return {
+        other.due_ms
+        for other in job.operations
+        if other.due_ms and (not other.answered_ms or other.answered_ms >= operation.sent_ms)
+    }
 
 
 def _succeeded(arrival: Arrival) -> bool:

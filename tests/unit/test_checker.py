@@ -241,3 +241,14 @@ def test_scheduled_times_are_read_in_both_forms() -> None:
     assert scheduled_ms(plain) == DUE
     assert scheduled_ms(plain._replace(scheduled="2023-11-14T22:13:20.000Z")) == DUE
     assert scheduled_ms(plain._replace(scheduled="soon")) == -1
+
+
+def test_a_job_that_was_moved_twice_may_arrive_at_its_last_time_only() -> None:
+    moves = [
+        Operation("update", 100, 110, CANCELLED, due_ms=DUE + 1_000),
+        Operation("update", 200, 210, CANCELLED, due_ms=DUE + 2_000),
+    ]
+    job = Job("a", UID, due_ms=DUE, operations=moves)
+    last, first = (arrival(DUE + after + 1, DUE + after) for after in (2_000, 1_000))
+    assert judge(last, job=job).counts["after_cancel"] == 0
+    assert judge(first, last, job=job).counts["after_cancel"] == 1
