@@ -40,7 +40,7 @@ demo: setup      ## a server, a target and some jobs, on this machine, in one mi
 
 run: setup      ## one node on ./data; ctrl-c stops it
 	@echo "gRPC on 127.0.0.1:7070, health and metrics on http://127.0.0.1:7080 (/readyz, /metrics), data in ./data; ctrl-c stops it."
-	@echo "In another shell:  $(BIN)/tickwheel jobs create --url http://127.0.0.1:8000/ --in 5s"
+	@echo "In another shell:  $(BIN)/tickwheel jobs create --url http://127.0.0.1:9000/ok --in 5s"
 	@echo "                   $(BIN)/tickwheel executions list       ($(BIN)/tickwheel --help tells the rest)"
 	$(BIN)/tickwheel serve --data-dir ./data $(ARGS)
 
