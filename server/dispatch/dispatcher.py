@@ -9,7 +9,8 @@ its own queue, and the others' turns come as before. Catch-up takes at most half
 
 Invariants: a target stands in `ready[lane]` at most once, and does whenever it could start something of that lane;
 every submitted fire gets exactly one `done`, unless `drain` dropped it: then nothing is known, and after a restart it
-is sent again. Each step is O(1): an end frees one slot, so at most one attempt becomes startable.
+is sent again. Each step is O(1): an end frees one slot, of both kinds if it was a late one, so at most two attempts
+become startable.
 
 Must never import: a room above, aiohttp.
 """
@@ -137,8 +138,11 @@ class Dispatcher:
         if self.waiting >= self._limits.waiting:
             self._full = True
         self._list(target, lane)
-        started = self._take()
-        if started is not None:
+        self._start_more()
+
+    def _start_more(self) -> None:
+        """Start what may start, each in a worker of its own."""
+        while (started := self._take()) is not None:
             worker = asyncio.get_running_loop().create_task(self._work(*started))
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
@@ -227,6 +231,7 @@ class Dispatcher:
                 self._release(target, work.fire)
             self._report(work, outcome)
             taken = self._take()
+            self._start_more()  # the end of a late one may let another late one in, beside the one that took its slot
 
     def _report(self, work: _Work, outcome: Outcome) -> None:
         try:

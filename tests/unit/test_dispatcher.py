@@ -433,3 +433,14 @@ def check(
         free = len(busy) < concurrency and len(mine) < per_target
         late_free = not late or (late_busy < late_max and mine_late < target_late_max)
         assert (host, late) not in waiting or not (free and late_free)
+
+
+async def test_the_end_of_a_late_one_lets_two_in() -> None:
+    world = World(Limits(2, 1, 100))
+    for row, host, late in [(0, "a", True), (1, "a", False), (2, "b", True)]:
+        world.submit(row, host, late=late)
+        await world.settle()
+    assert sorted(world.transport.open) == [0]
+    await world.end(0)
+    assert sorted(world.transport.open) == [1, 2]
+    await world.finish()
