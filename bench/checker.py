@@ -2,7 +2,7 @@
 
 The driver of a run writes down each operation as it was sent and answered (`Job`, `Operation`); the sink what arrived
 (`bench.sink.Arrival`); the server what it did not attempt and why (`Excuse`, from its list of executions). `check` joins
-them and reports each broken guarantee by name (DESIGN §11):
+them and reports each broken guarantee by name (README, "What is promised"):
 
     lost          acknowledged, due before the horizon, never arrived, and no record or policy says why          I1
     early         arrived before its scheduled time                                                            I2

@@ -6,7 +6,7 @@
       journal/        %020d.log
       shards/         SQLite files
 
-A wiped directory gets a new `store` uuid: it is a stranger, not the old voter (DESIGN §7).
+A wiped directory gets a new `store` uuid: it is a stranger to whoever knew the old one.
 
 Must never import: `shard`, `wal`, `store`, the doors.
 """

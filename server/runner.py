@@ -73,7 +73,7 @@ FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
 
 CREATES_STOP_SHARE = 0.8
-"""Of `table_bytes_max`: from here on creates wait for the store (DESIGN §6 Bounds)."""
+"""Of `table_bytes_max`: from here on creates wait for the store."""
 
 STORE_BUSY_S = 0.01
 

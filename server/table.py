@@ -9,7 +9,7 @@ Two sets of after-images: `active` takes what is applied; `freeze` hands it to t
 A status may be known here while the rest of its job is only in the store: then `job` answers `Partly`.
 
 Invariants: a row is in at most one of `jobs`, `statuses`, `drops` of one set, and in at most one of `live`, `ended`.
-The frozen set is never changed, for another thread reads it. `bytes_held` bounds the memory (DESIGN §6).
+The frozen set is never changed, for another thread reads it. `bytes_held` bounds the memory.
 
 Must never import: any room but `model`, `codec`; no I/O, no clock.
 """

@@ -1,4 +1,4 @@
-"""Floor 3, pure. The response contract: what a target's answer means (DESIGN §3).
+"""Floor 3, pure. The response contract: what a target's answer means (docs/design/dispatch.md).
 
     status                            outcome
     `success` ranges, else 2xx        SUCCEEDED, whatever the headers say

@@ -1,4 +1,4 @@
-"""The disk fails: an fsync that reports an error, a file system that is full (DESIGN §7).
+"""The disk fails: an fsync that reports an error, a file system that is full.
 
 An fsync error is never retried: the node ends at once, and the next start takes up what was acknowledged. A full disk
 makes it refuse or end, never forget. Both need Linux and rights that not every machine gives; the reason is named then.

@@ -1,4 +1,4 @@
-"""What users were told and what the target saw, and the judgement over both (DESIGN §11: I1, I2, I4, I7, I8, I9)."""
+"""What users were told and what the target saw, and the judgement over both (README: I1, I2, I4, I7, I8, I9)."""
 
 from collections import defaultdict
 from collections.abc import Iterable

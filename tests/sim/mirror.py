@@ -1,4 +1,4 @@
-"""The log, applied a second time by simpler means: what each shard must know at each index (DESIGN §11: I11).
+"""The log, applied a second time by simpler means: what each shard must know at each index.
 
     wal.submit ──► note ──► entries[index]       slot.applied ──► check ──► the same rows, byte for byte?
 

@@ -26,7 +26,7 @@ def reasons(url: str, guard: Guard | None = None) -> list[str]:
 
 # --- addresses -------------------------------------------------------------------------------
 
-# Written out a second time, from REPLICATION's list and the registries: a row that is lost from the table is found here.
+# Written out a second time, from the registries of IANA and the clouds' own pages: a row that is lost from the table is found here.
 ROWS = """
 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24
 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
