@@ -96,17 +96,7 @@ class App:
             check_free(flag, *address)
         await self._ops.start(*config.http_address)
         self._store = StoreThreads(loop)
-        self._transport = HttpTransport(self._guard)
-        self._dispatcher = Dispatcher(
-            self._transport,
-            self._clock,
-            Limits(
-                config.dispatch_concurrency,
-                config.dispatch_concurrency_per_target,
-                config.dispatch_queue_max,
-            ),
-            version=VERSION,
-        )
+        self._make_dispatch()
         devices = node.Devices(
             clock=self._clock,
             store=self._store,
@@ -142,6 +132,20 @@ class App:
                 "data_dir": str(config.data_dir),
                 "version": VERSION,
             },
+        )
+
+    def _make_dispatch(self) -> None:
+        config = self._config
+        self._transport = HttpTransport(self._guard)
+        self._dispatcher = Dispatcher(
+            self._transport,
+            self._clock,
+            Limits(
+                config.dispatch_concurrency,
+                config.dispatch_concurrency_per_target,
+                config.dispatch_queue_max,
+            ),
+            version=VERSION,
         )
 
     def _open_store(self, number: int) -> ShardStore:

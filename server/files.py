@@ -126,11 +126,7 @@ class OsFiles:
 
     def sync_directory(self) -> None:
         """Make names durable."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(self.path)
 
     def free_bytes(self) -> int:
         """What `statvfs` says an ordinary user may still take."""
@@ -158,3 +154,12 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 """Where there is no fdatasync (macOS), fsync does at least as much."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make creations, renames and unlinks in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tickwheel.server.errors import DirectoryLocked, FailedPrecondition
+from tickwheel.server.files import sync_directory
 
 FORMAT = 1
 
@@ -107,12 +108,3 @@ class DataDirectory:
         draft.rename(self.path / "identity.json")
         sync_directory(self.path)
         return identity
-
-
-def sync_directory(path: Path) -> None:
-    """Make creations, renames and unlinks in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tickwheel.server.files import sync_directory
 from tickwheel.server.model import MS_PER_DAY, ExecutionState, Ms, Row
 from tickwheel.server.store import sqlite
 
@@ -186,7 +187,7 @@ class History:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
         if gone:
             self._days = tuple(day for day in self._days if day >= before_day)
-            sqlite.sync_directory(self._directory)
+            sync_directory(self._directory)
         return len(gone)
 
     def trim(self, job: JobId, keep: int, before_ms: Ms = 0) -> int:

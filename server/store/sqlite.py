@@ -6,13 +6,13 @@ moves 2k to 7k rows a second and a statement of 1,000 rows 50k to 130k (docs/adr
 Must never import: rooms of floor 3 or higher; no threads, no clock.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from tickwheel.server.errors import StoreFailed
+from tickwheel.server.files import sync_directory
 
 VARIABLES_MAX: Final = 32_766  # SQLITE_MAX_VARIABLE_NUMBER's default since 3.32
 APPLICATION_ID: Final = 0x54574C31  # "TWL1"
@@ -84,15 +84,6 @@ def checkpoint(db: sqlite3.Connection) -> bool:
             return False
         raise
     return not busy and frames == moved
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names of new, renamed and removed files durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Bulk:
