@@ -18,6 +18,7 @@ from random import Random
 
 from tickwheel.server import codec
 from tickwheel.server.command import Get, JobView, NamedCommand, Reply
+from tickwheel.server.commit import OwnDisk
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import NotFound, TickwheelError, WalRot
@@ -319,16 +320,18 @@ async def start(
     epoch = max(epoch, *(slot.shard.epoch for slot in slots.values())) + 1
     await wal.submit(lead_all(slots, epoch, start_ms))
     log.info("recovered", extra={"epoch": epoch, "entries_replayed": entries})
+    ends = {number: slot.index for number, slot in slots.items()}
     runner = Runner(
         config,
         devices.clock,
-        wal=wal,
+        commits=OwnDisk(wal, ends, on_fatal),
         store=devices.store,
         dispatch=devices.dispatch,
         metrics=metrics,
         on_fatal=on_fatal,
     )
-    runner.slots = slots
+    for slot in slots.values():
+        runner.begin(slot)
     runner.table_bytes = sum(slot.shard.table.bytes_held for slot in slots.values())
     keeper = Keeper(config, runner, wal, metrics)
     await keeper.load_first()

@@ -30,6 +30,7 @@ from tickwheel.server.command import (
     Run,
     Update,
 )
+from tickwheel.server.commit import Commits, Proposal
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Unavailable
@@ -38,7 +39,6 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import ExecutionState, Ms
 from tickwheel.server.reading import Wants, merge
-from tickwheel.server.record import Record, RecordType
 from tickwheel.server.shard import Entry
 from tickwheel.server.slot import (
     Room,
@@ -46,12 +46,12 @@ from tickwheel.server.slot import (
     Ticket,
     Work,
     is_known,
+    leadership_lost,
     read_all,
     read_entries,
     split,
 )
 from tickwheel.server.store import StorePort
-from tickwheel.server.wal import Wal
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ class Runner:
         config: Config,
         clock: Clock,
         *,
-        wal: Wal,
+        commits: Commits,
         store: StorePort,
         dispatch: Dispatch,
         metrics: Metrics,
@@ -137,7 +137,7 @@ class Runner:
         self.store = store
         self.store_full = False
         self.table_bytes = 0
-        self._wal = wal
+        self._commits = commits
         self._dispatch = dispatch
         self._metrics = metrics
         self._on_fatal = on_fatal
@@ -177,7 +177,7 @@ class Runner:
     def _check_bounds(self, commands: Sequence[tuple[int, NamedCommand]]) -> None:
         """Refuse what makes more work while memory or the disk is short; ends, cancels and deletes always pass."""
         full = self.table_bytes >= self.config.table_bytes_max * CREATES_STOP_SHARE
-        if not (full or self._wal.space_low or self.store_full):
+        if not (full or self._commits.space_low or self.store_full):
             return
         if any(isinstance(command, _NEW_WORK) for _, command in commands):
             reason = "TABLE_FULL" if full else "DISK_FULL"
@@ -202,10 +202,10 @@ class Runner:
     def _pump(self) -> None:
         """Form a group of all shards that are free and have something to do."""
         self._pumping = False
-        if self._wal.waiting_bytes > WAL_WAITING_BYTES_MAX:
+        if self._commits.waiting_bytes > WAL_WAITING_BYTES_MAX:
             return  # the end of a group under way pumps again
         group: list[Work] = []
-        room = Room(GROUP_COMMANDS_MAX, min(GROUP_BYTES_MAX, self._wal.record_bytes_max // 4))
+        room = Room(GROUP_COMMANDS_MAX, min(GROUP_BYTES_MAX, self._commits.record_bytes_max // 4))
         for number in list(self._ready):
             slot = self._ready[number]
             if slot.busy:
@@ -227,25 +227,58 @@ class Runner:
         slot.busy = True
         slot.settled.clear()
         commands: list[Command] = [*leading, *(command for command, _, _ in taken)]
-        return Work(slot, commands, [(ticket, at) for _, ticket, at in taken], len(leading))
+        tickets = [(ticket, at) for _, ticket, at in taken]
+        return Work(slot, slot.shard.epoch, commands, tickets, len(leading))
 
     # --- the order, spelled once ---
 
     async def _run_group(self, group: list[Work]) -> None:
         try:
             await self._read(group)
-            records = self._decide(group)
-            if records:
-                await self._wal.submit(records)
-            self._apply(group)
-            self._reply(group)
+            group = self._still_led(group)
+            proposals = self._decide(group)
+            self._finish([work for work in group if work.effects is None])
+            if proposals:
+                await self._commit([work for work in group if work.effects is not None], proposals)
         except TickwheelError as error:
             # Whether the group is in the log is unknown now, so nothing more may be decided: the node stops, and
             # recovery tells. Callers repeat with the same request_id.
             self._refuse(group, Unavailable("the node is stopping", reason="NODE_STOPPING"))
             self._on_fatal(error)
-            return
-        self._release(group)
+
+    async def _commit(self, works: list[Work], proposals: list[Proposal]) -> None:
+        """Append; each shard's part goes on by itself once it is committed. Returns when all of them are decided."""
+        ended: asyncio.Future[None] = self._loop.create_future()
+        left = len(works)
+
+        def decided(places: Sequence[int], error: TickwheelError | None) -> None:
+            nonlocal left
+            those = works if len(places) == len(works) else [works[place] for place in places]
+            if error is None:
+                self._finish(those)
+            else:
+                self._refuse(those, error)
+            left -= len(places)
+            if not left and not ended.done():
+                ended.set_result(None)
+
+        for work, index in zip(works, self._commits.append(proposals, decided), strict=True):
+            work.slot.index = index
+        await ended
+
+    def _still_led(self, group: list[Work]) -> list[Work]:
+        """A leadership may have ended while rows were read."""
+        lost = [work for work in group if not work.slot.leads(work.epoch)]
+        if not lost:
+            return group
+        self._refuse(lost, leadership_lost())
+        return [work for work in group if work.slot.leads(work.epoch)]
+
+    def _finish(self, works: list[Work]) -> None:
+        """Committed: apply, then reply, then let the next batch in."""
+        self._apply(works)
+        self._reply(works)
+        self._release(works)
 
     async def _read(self, group: list[Work]) -> None:
         """Read what the commands name and the table does not hold; all shards in one trip to the store's thread.
@@ -270,23 +303,18 @@ class Runner:
                 else:
                     merge(work.rows, wants, found)
 
-    def _decide(self, group: list[Work]) -> list[Record]:
+    def _decide(self, group: list[Work]) -> list[Proposal]:
         now_ms = self.clock.now_ms()
-        records: list[Record] = []
+        proposals: list[Proposal] = []
         for work in group:
-            slot = work.slot
+            shard = work.slot.shard
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
-            work.effects, work.replies = slot.shard.decide(work.commands, work.rows, now_ms)
+            work.effects, work.replies = shard.decide(work.commands, work.rows, now_ms)
             if work.effects is not None:
-                slot.index += 1
                 payload = codec.encode_effects(work.effects)
-                records.append(
-                    Record(
-                        RecordType.ENTRY, slot.shard.number, slot.shard.epoch, slot.index, payload
-                    )
-                )
-        return records
+                proposals.append(Proposal(shard.number, shard.epoch, payload))
+        return proposals
 
     def _apply(self, group: list[Work]) -> None:
         for work in group:
@@ -303,6 +331,9 @@ class Runner:
 
     def _reply(self, group: list[Work]) -> None:
         for work in group:
+            if work.effects is None and not self._commits.may_act(work.slot.shard.number):
+                self._refuse([work], leadership_lost())
+                continue
             for (ticket, position), reply in zip(
                 work.tickets, work.replies[work.leader_count :], strict=True
             ):
@@ -312,6 +343,26 @@ class Runner:
         for work in group:
             for ticket, position in work.tickets:
                 ticket.answer(position, error)
+
+    # --- leaderships ---
+
+    def begin(self, slot: Slot) -> None:
+        """Drive this shard from now on: its leadership has begun."""
+        slot.led = True
+        self.slots[slot.shard.number] = slot
+        self.touch(slot)
+
+    def resign(self, number: int) -> None:
+        """Let go of a shard: who waits is told to ask again, what is in flight may not be sent any more."""
+        slot = self.slots.pop(number, None)
+        if slot is None:
+            return
+        self._ready.pop(number, None)
+        waiting, slot.waiting = slot.waiting, []
+        self.waiting_count -= len(waiting)
+        slot.end()
+        for _, ticket, position in waiting:
+            ticket.answer(position, leadership_lost())
 
     def _release(self, group: list[Work]) -> None:
         for work in group:
@@ -381,7 +432,11 @@ class Runner:
         for slot in self.slots.values():
             if room <= 0 or now_ms < self.hold_until_ms:
                 break
-            if slot.next_ms is not None and slot.next_ms <= now_ms:
+            if (
+                slot.next_ms is not None
+                and slot.next_ms <= now_ms
+                and self._commits.may_act(slot.shard.number)
+            ):
                 room -= self._fire_slot(slot, now_ms, min(FIRE_SLICE, room))
         if room <= 0:
             self._timer = self._loop.call_later(0.001, self._ring)
@@ -405,10 +460,15 @@ class Runner:
         slot = self.slots.get(fire.shard)
         while slot is not None and fire.job_row in slot.shard.held:
             await slot.settled.wait()
-        return slot is not None and slot.shard.may_send(fire)
+        return slot is not None and self._commits.may_act(fire.shard) and slot.shard.may_send(fire)
 
     def _done(self, fire: Fire, outcome: Outcome) -> None:
-        slot = self.slots[fire.shard]
+        slot = self.slots.get(fire.shard)
+        if slot is None or slot.shard.epoch != fire.epoch:
+            self._metrics.count_attempt(
+                "ORPHANED"
+            )  # its leadership is over: the successor sends it again
+            return
         if outcome.kind == OutcomeKind.WITHDRAWN:
             slot.shard.landed(fire, withdrawn=True)
             self.touch(slot)

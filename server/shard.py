@@ -94,6 +94,23 @@ class Shard:
         self._logging: set[Row] = set()
         self._awaiting: set[Row] = set()
 
+    # --- leaderships ---
+
+    def lead(self, epoch: int, start_ms: Ms) -> None:
+        """Begin a leadership on what is applied. The wheel is empty: `widen` and `load` fill it."""
+        self.epoch = epoch
+        self.start_ms = max(start_ms, self.last_ms)
+        self.wheel = Wheel(start_ms)
+        self.horizon_ms = 0
+
+    def resign(self) -> None:
+        """End it: flights, holds and the wheel were this leadership's own."""
+        self.held = set()
+        self.flights, self._flights_of, self._parked = {}, {}, {}
+        self._logging, self._awaiting = set(), set()
+        self.wheel = Wheel(self.last_ms)
+        self.horizon_ms = 0
+
     # --- batches ---
 
     def collect(self, commands: Sequence[Command], rows: Rows) -> Wants:

@@ -19,7 +19,7 @@ from tickwheel.server.command import (
     Update,
 )
 from tickwheel.server.draft import Rows
-from tickwheel.server.errors import TickwheelError
+from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.model import Effects, JobRow, Ms, Row
 from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants
@@ -69,6 +69,20 @@ class Slot:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     frozen_at: Applied = field(default_factory=Applied)
     ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
+    led: bool = False
+
+    def leads(self, epoch: int) -> bool:
+        """True while this node leads the shard in that epoch."""
+        return self.led and self.shard.epoch == epoch
+
+    def end(self) -> None:
+        """The leadership is over: forget all that was its own, and keep what is applied."""
+        self.led = self.busy = self.warming = False
+        self.leading, self.cold = [], []
+        self.next_ms = None
+        self.index = self.applied
+        self.shard.resign()
+        self.settled.set()
 
     def applied_now(self) -> Applied:
         """How far the table is, for the store that it is flushed to."""
@@ -80,6 +94,7 @@ class Work:
     """One shard's part of a group."""
 
     slot: Slot
+    epoch: int
     commands: list[Command]
     tickets: list[tuple[Ticket, int]]
     leader_count: int
@@ -118,6 +133,14 @@ class Room:
             self.bytes -= weight(command)
             count += 1
         return count
+
+
+def leadership_lost() -> Unavailable:
+    """What callers are told whose command was not decided before the leadership ended: repeat it."""
+    return Unavailable(
+        "this node does not lead the job's shard any more; repeat the call, with the same request_id",
+        reason="LEADERSHIP_LOST",
+    )
 
 
 def weight(command: Command) -> int:
