@@ -54,11 +54,14 @@ class Truncate(Protocol):
 
 
 class Keeper:
-    """The background work of one node."""
+    """The background work of one node: the wheels of the shards that it leads, the stores of all that it holds."""
 
-    def __init__(self, config: Config, runner: Runner, wal: Truncate, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, runner: Runner, slots: dict[int, Slot], wal: Truncate, metrics: Metrics
+    ) -> None:
         self.config = config
         self._runner = runner
+        self._slots = slots
         self._wal = wal
         self._metrics = metrics
         self._flush_lock = asyncio.Lock()
@@ -68,11 +71,9 @@ class Keeper:
 
     # --- start and stop ---
 
-    async def load_first(self) -> None:
-        """Fill every wheel with the next ten seconds, so that firing can begin before the rest is loaded."""
-        until_ms = self._runner.clock.now_ms() + FIRST_WINDOW_MS
-        for slot in self._runner.slots.values():
-            await self._widen(slot, until_ms)
+    async def load_first(self, slot: Slot) -> None:
+        """Fill a wheel with the next ten seconds, so that firing can begin before the rest is loaded."""
+        await self._widen(slot, self._runner.clock.now_ms() + FIRST_WINDOW_MS)
 
     def start(self) -> None:
         """Begin the periodic work."""
@@ -127,10 +128,12 @@ class Keeper:
 
     async def _widen(self, slot: Slot, until_ms: Ms) -> None:
         """Load [present end, until) page by page; stop early when the wheel has its share."""
-        shard = slot.shard
+        shard, wheel = slot.shard, slot.shard.wheel
         while shard.horizon_ms < until_ms and not self._has_share(slot):
             from_ms = shard.widen(until_ms)
             entries = await self._read_due(slot, from_ms, until_ms)
+            if shard.wheel is not wheel:
+                return  # the leadership ended meanwhile
             shard.load(entries)
             if len(entries) >= PAGE_ENTRIES:
                 shard.shrink(entries[-1][0] + 1)
@@ -216,7 +219,7 @@ class Keeper:
 
     async def _flush_those(self, wanted: Callable[[Table], bool]) -> None:
         """First what an earlier flush could not write, then what is new: so that after a flush the store has it all."""
-        slots = [slot for slot in self._runner.slots.values() if wanted(slot.shard.table)]
+        slots = [slot for slot in self._slots.values() if wanted(slot.shard.table)]
         for at in range(0, len(slots), SHARDS_PER_FLUSH):
             await self._flush_some(slots[at : at + SHARDS_PER_FLUSH])
 
@@ -261,7 +264,7 @@ class Keeper:
     async def checkpoint(self) -> None:
         """Make the stores durable, shard by shard, then let go of the WAL segments that they cover."""
         durable: dict[int, int] = {}
-        for slot in list(self._runner.slots.values()):
+        for slot in list(self._slots.values()):
             try:
                 await self._runner.store.flush(slot.store.checkpoint)
             except StoreFailed as error:
@@ -275,13 +278,13 @@ class Keeper:
     async def expire_history(self) -> None:
         """Unlink the history files whose days are over."""
         day = (self._runner.clock.now_ms() - self.config.history_ms) // MS_PER_DAY
-        for slot in list(self._runner.slots.values()):
+        for slot in list(self._slots.values()):
             await self._runner.store.flush(partial(slot.store.expire, day))
 
     async def trim_history(self) -> None:
         """Hold busy jobs to their retention: the newest executions, of the last days."""
         now_ms = self._runner.clock.now_ms()
-        for slot in list(self._runner.slots.values()):
+        for slot in list(self._slots.values()):
             busy = [row for row, count in slot.ended_since_trim.items() if count >= TRIM_AFTER]
             if busy:
                 await self._runner.store.flush(partial(_trim, slot, busy, now_ms))

@@ -330,11 +330,11 @@ async def start(
         metrics=metrics,
         on_fatal=on_fatal,
     )
-    for slot in slots.values():
-        runner.begin(slot)
     runner.table_bytes = sum(slot.shard.table.bytes_held for slot in slots.values())
-    keeper = Keeper(config, runner, wal, metrics)
-    await keeper.load_first()
+    keeper = Keeper(config, runner, slots, wal, metrics)
+    for slot in slots.values():
+        await keeper.load_first(slot)
+        runner.begin(slot)
     runner.start_firing()
     keeper.start()
     return Started(Node(config, runner, keeper), runner, keeper, wal)

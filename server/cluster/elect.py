@@ -1,0 +1,282 @@
+"""Floor 3. Who leads which shard: watches the records, stands when a leader is gone, writes down what was won.
+
+    leader's session over ──► wait rank x 50 ms ──► transact {epoch + 1, leader: me} ──► Replica.led ──► fence, adopt, ...
+    released by its leader ─┘                            │ refused: look again
+                                                         │ unknown: read, and believe what is there
+    no quorum within 3 s ──► give up, stay away for a while, so that a better connected voter may try
+
+The record is the truth: whoever it names leads, and a node that finds itself named under its present session begins,
+even if it never learnt how its own transaction ended.
+
+Must never import: gRPC, protobuf, `runner`, `store`, the doors.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, Protocol
+
+from tickwheel.server.cluster.host import Host
+from tickwheel.server.cluster.ports import Done, Etcd, Held, Item, OutcomeUnknown, Put, Refused
+from tickwheel.server.cluster.registry import (
+    ShardRecord,
+    leader_guards,
+    shard_key,
+    take_over_guards,
+)
+from tickwheel.server.cluster.view import ShardSeen, View
+from tickwheel.server.errors import TickwheelError, Unavailable
+from tickwheel.server.logs import get_logger
+from tickwheel.server.message import NodeId
+from tickwheel.server.placement import Site, preference
+from tickwheel.server.replica import Event, FenceFailed, Leadership, Released
+
+log = get_logger(__name__)
+
+STAGGER_S = 0.05
+"""Between the first in rank and the next: time to win, so that they do not get in each other's way."""
+
+DRAINING_S = 2.0
+"""A node that is to be empty stands only when nobody else did for so long."""
+
+STAY_AWAY_S = (2.0, 5.0)
+"""After a leadership that found no quorum."""
+
+RETRY_S = 0.2
+QUORUMLESS_MS = 3_000
+"""A leader without the right to act for so long lets others try."""
+
+TWO = 2
+
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class Clock(Protocol):
+    """Time that only grows."""
+
+    def monotonic_ms(self) -> int:
+        """In milliseconds."""
+        ...
+
+
+class Election:
+    """The leaderships of one node."""
+
+    def __init__(
+        self, me: NodeId, etcd: Etcd, view: View, host: Host, *, clock: Clock, rng: Random,
+        spawn: Spawn,
+    ) -> None:  # fmt: skip
+        self.held: Held | None = None
+        self._me = me
+        self._etcd = etcd
+        self._view = view
+        self._host = host
+        self._clock = clock
+        self._rng = rng
+        self._spawn = spawn
+        self._loop = asyncio.get_running_loop()
+        self._busy: set[int] = set()
+        self._standing: dict[int, asyncio.TimerHandle] = {}
+        self._away_until_ms: dict[int, int] = {}
+        self._lapsed_ms: dict[int, int] = {}
+        self.stopped = False
+
+    # --- looking ---
+
+    def consider_all(self) -> None:
+        """The view changed, or this node's session did."""
+        for number in list(self._view.shards):
+            self.consider(number)
+
+    def consider(self, number: int) -> None:
+        """Bring this node's part in a shard into line with its record."""
+        seen = self._view.shards.get(number)
+        replica = self._host.replicas.get(number)
+        if seen is None or replica is None or self.stopped:
+            return
+        record, held = seen.record, self.held
+        now_ms = self._clock.monotonic_ms()
+        if record.leader and record.leader != self._me:
+            replica.following(leadership(record), now_ms)
+            self._host.poke(number)
+        if held is None or number in self._busy:
+            return
+        if record.leader == self._me and record.session == held.create_revision:
+            self._begin(number, record)
+        elif record.leader == self._me and replica.leads and replica.epoch == record.epoch:
+            self._run(number, self._renew(seen, held))
+        elif self._me in record.voters and self._view.is_leaderless(record):
+            self._stand_later(number, record)
+
+    def _begin(self, number: int, record: ShardRecord) -> None:
+        """This node is named: lead, unless it does already."""
+        replica = self._host.replicas[number]
+        if replica.epoch < record.epoch or not (replica.leads or replica.stands):
+            if replica.promised > record.epoch:
+                self._run(number, self._give_up(number, released=False))
+                return
+            replica.led(leadership(record), self._clock.monotonic_ms())
+            self._host.poke(number)
+
+    def _stand_later(self, number: int, record: ShardRecord) -> None:
+        if number in self._standing:
+            return
+        away_ms = self._away_until_ms.get(number, 0) - self._clock.monotonic_ms()
+        delay_s = max(self._delay_s(number, record), away_ms / 1000)
+        self._standing[number] = self._loop.call_later(delay_s, self._stand, number)
+
+    def _delay_s(self, number: int, record: ShardRecord) -> float:
+        """The first in rank stands at once: who is wished for, then who wants the shard most, then who drains."""
+        sites = {
+            node: Site(seen.record.host, seen.record.zone)
+            for node, seen in self._view.nodes.items()
+            if node in record.voters
+        }
+        order = preference(number, sites)
+        wish = self._view.moves.get(number, "")
+        order.sort(key=lambda node: (not self._view.may_lead(node), node != wish))
+        rank = order.index(self._me) if self._me in order else len(order)
+        return rank * STAGGER_S + (0 if self._view.may_lead(self._me) else DRAINING_S)
+
+    def _stand(self, number: int) -> None:
+        self._standing.pop(number, None)
+        seen, held = self._view.shards[number], self.held
+        if held is None or self.stopped or number in self._busy:
+            return
+        if self._me in seen.record.voters and self._view.is_leaderless(seen.record):
+            self._run(number, self._take_over(number, seen, held))
+
+    # --- changing records ---
+
+    def _run(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        """One change of a record at a time; afterwards its record is looked at again."""
+        self._busy.add(number)
+
+        async def run() -> None:
+            try:
+                await work
+            except TickwheelError as error:
+                log.warning("etcd: %s", error, extra={"shard": number})
+                await asyncio.sleep(RETRY_S)
+            finally:
+                self._busy.discard(number)
+            self.consider(number)
+
+        self._spawn(run())
+
+    async def _take_over(self, number: int, seen: ShardSeen, held: Held) -> None:
+        record = seen.record
+        new = record.taken_over(self._me, held.create_revision, self._voters(record))
+        guards = take_over_guards(seen.item, record, self._me, held.create_revision)
+        if await self._swap(seen.item, new, guards):
+            log.info("took over", extra={"shard": number, "epoch": new.epoch})
+
+    def _voters(self, record: ShardRecord) -> tuple[NodeId, ...]:
+        """With two voters every commit is on both; so the dead one may be left out, or nobody could ever commit again."""
+        others = [node for node in record.voters if node != self._me]
+        if len(record.voters) == TWO and others[0] not in self._view.nodes:
+            return (self._me,)
+        return record.voters
+
+    async def _renew(self, seen: ShardSeen, held: Held) -> None:
+        """The session was lost and is new, and nobody took the shard meanwhile: the leadership goes on under it."""
+        new = seen.record.with_session(held.create_revision)
+        await self._swap(seen.item, new, leader_guards(seen.item, self._me, held.create_revision))
+
+    async def _give_up(self, number: int, *, released: bool) -> None:
+        seen, held = self._view.shards[number], self.held
+        if seen.record.leader != self._me or held is None:
+            return
+        low_s, high_s = STAY_AWAY_S
+        away_ms = 0 if released else round(1000 * self._rng.uniform(low_s, high_s))
+        self._away_until_ms[number] = self._clock.monotonic_ms() + away_ms
+        new = seen.record.given_up(released=released)
+        await self._swap(seen.item, new, leader_guards(seen.item, self._me, held.create_revision))
+
+    async def swap(self, number: int, change: Callable[[ShardRecord], ShardRecord]) -> bool:
+        """Change the record of a shard that this node leads. True: it is so. Raises OutcomeUnknown, Unavailable."""
+        seen, held = self._view.shards[number], self.held
+        if held is None or seen.record.leader != self._me:
+            return False
+        guards = leader_guards(seen.item, self._me, held.create_revision)
+        return await self._swap(seen.item, change(seen.record), guards)
+
+    async def _swap(self, item: Item, new: ShardRecord, guards: list[Any]) -> bool:
+        """Compare and swap one record; the view learns the result. After an unknown outcome the record itself is asked."""
+        number = int(item.key.partition("/")[2])
+        value = new.encode()
+        try:
+            answer = await self._etcd.transact(guards, [Put(item.key, value)])
+        except OutcomeUnknown:
+            found = await self._etcd.get(item.key)
+            if found is None:
+                raise Unavailable(f"{item.key} is gone from etcd", reason="ETCD_RECORD_LOST") from None
+            self._view.took(number, found.item)
+            if found.item.mod_revision == item.mod_revision:
+                raise  # not done, but it may still be: nothing may rest on either
+            return found.item.value == value
+        match answer:
+            case Done(revision):
+                written = item._replace(
+                    value=value, mod_revision=revision, version=item.version + 1
+                )
+                self._view.took(number, written)
+                return True
+            case Refused():
+                found_item = answer.find(shard_key(number))
+                if found_item is not None:
+                    self._view.took(number, found_item)
+                return False
+
+    # --- events and time ---
+
+    def event(self, number: int, event: Event) -> None:
+        """What the shard's replica found out."""
+        match event:
+            case FenceFailed():
+                self._run_free(number, lambda: self._give_up(number, released=False))
+            case Released():
+                self._run_free(number, lambda: self._give_up(number, released=True))
+            case _:
+                self.consider(number)
+
+    def _run_free(self, number: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if number in self._busy:
+            self._loop.call_later(RETRY_S, self._run_free, number, work)
+        else:
+            self._run(number, work())
+
+    def watch_rights(self) -> None:
+        """A leader that could not act for a while gives the shard up, so that another may try. Called a few times a second."""
+        now_ms = self._clock.monotonic_ms()
+        for number, replica in self._host.replicas.items():
+            if not replica.leads or self._host.may_act(number):
+                self._lapsed_ms.pop(number, None)
+                continue
+            since_ms = self._lapsed_ms.setdefault(number, now_ms)
+            if now_ms - since_ms > QUORUMLESS_MS and number not in self._busy:
+                self._lapsed_ms[number] = now_ms
+                replica.step_down("no quorum of voters")
+                self._host.poke(number)
+                self._run(number, self._give_up(number, released=False))
+
+    def session_held(self, held: Held) -> None:
+        """This node is registered (anew)."""
+        self.held = held
+        self.consider_all()
+
+    def session_lost(self) -> None:
+        """It is not registered for now. What it leads it goes on leading, as long as the voters let it."""
+        self.held = None
+
+
+def leadership(record: ShardRecord) -> Leadership:
+    """What a replica is told of a record."""
+    return Leadership(
+        epoch=record.epoch,
+        leader=record.leader,
+        voters=record.voters,
+        learners=record.learners,
+        config=record.config,
+        released=record.released,
+    )
