@@ -23,7 +23,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -85,7 +85,7 @@ class Option(NamedTuple):
         if isinstance(self.default, int):
             return f"{show(self.rule.low, self.unit)} to {show(self.rule.high, self.unit)}"
         if isinstance(self.default, tuple):
-            return "networks in CIDR form, comma-separated"
+            return LISTS[self.name].allowed
         return " or ".join(self.rule.choices) or "text"
 
 
@@ -156,6 +156,34 @@ class Config:
     allow_private_targets: tuple[str, ...] = option(("127.0.0.0/8", "::1/128"), "Dispatch",
         "Networks that jobs may call although they are private. Cloud metadata services stay refused. Empty: none.")
 
+    etcd: tuple[str, ...] = option((), "Cluster",
+        "Endpoints of etcd. Empty: this node is alone, and leads every shard.")
+    cluster: str = option("default", "Cluster",
+        "Name of the cluster: keys in etcd lie below /tickwheel/<name>/.")
+    etcd_ttl_ms: int = option(3 * SECOND_MS, "Cluster",
+        "Lease of this node in etcd: how long a dead node may go unnoticed at most.", 2 * SECOND_MS, MINUTE_MS)
+    etcd_ca: str = option("", "Cluster",
+        "File with the certificates of etcd's authority; TLS is used when it is set.")
+    etcd_cert: str = option("", "Cluster",
+        "File with this node's certificate for etcd.")
+    etcd_key: str = option("", "Cluster",
+        "File with its key.")
+    etcd_user: str = option("", "Cluster",
+        "User of etcd.")
+    etcd_password_file: str = option("", "Cluster",
+        "File with that user's password.")
+    host: str = option("", "Cluster",
+        "The machine; two copies of a shard never share one. Empty: the host's name.")
+    zone: str = option("", "Cluster",
+        "The failure domain above the machine, such as a rack or a zone.")
+    replicas: int = option(3, "Cluster",
+        "Copies of each shard. Fixed when the cluster is made: the first node decides.", 1, 7)
+    min_copies: int = option(2, "Cluster",
+        "Copies that a change of a client must have; with fewer voters it is refused. Outcomes go on.", 1, 7)
+    tail_bytes: int = option(64 * MIB, "Cluster",
+        "Memory for log entries that a follower may still lack; one that is further behind takes a snapshot.",
+        MIB, 16 * GIB)
+
     log_format: str = option("text", "Logs",
         "How a line is written.", choices=("text", "json"))
     log_level: str = option("info", "Logs",
@@ -216,13 +244,16 @@ def _check(line: Option, value: Value) -> list[Violation]:
     if type(value) is not type(line.default):
         return [Violation(line.name, f"{value!r} is not {line.allowed}")]
     if isinstance(value, tuple):
+        kind = LISTS[line.name]
         return [
-            Violation(line.name, f"{cidr!r} is not a network such as 10.0.0.0/8")
-            for cidr in value
-            if not _is_network(cidr)
+            Violation(line.name, f"{item!r} is not {kind.example}")
+            for item in value
+            if not kind.fits(item)
         ]
     if isinstance(value, str):
-        fits = bool(value) and (not line.rule.choices or value in line.rule.choices)
+        fits = (bool(value) or not line.default) and (
+            not line.rule.choices or value in line.rule.choices
+        )
     else:
         fits = isinstance(value, bool) or line.rule.low <= value <= line.rule.high
     return [] if fits else [Violation(line.name, f"{value!r} is not {line.allowed}")]
@@ -234,6 +265,30 @@ def _is_network(cidr: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        parse_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+class ListKind(NamedTuple):
+    """What the items of a list option are."""
+
+    allowed: str
+    example: str
+    fits: Callable[[str], bool]
+
+
+LISTS: Mapping[str, ListKind] = {
+    "allow_private_targets": ListKind(
+        "networks in CIDR form, comma-separated", "a network such as 10.0.0.0/8", _is_network
+    ),
+    "etcd": ListKind("host:port, comma-separated", "host:port", _is_endpoint),
+}
 
 
 def _relations(config: Config) -> list[Violation]:
@@ -251,6 +306,11 @@ def _relations(config: Config) -> list[Violation]:
             "prefetch_ms",
             config.prefetch_ms > config.wheel_horizon_ms,
             f"is more than wheel_horizon_ms ({config.wheel_horizon_ms})",
+        ),
+        (
+            "min_copies",
+            bool(config.etcd) and config.min_copies > config.replicas,
+            f"is more than replicas ({config.replicas})",
         ),
         (
             "checkpoint_interval_ms",

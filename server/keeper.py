@@ -57,7 +57,12 @@ class Keeper:
     """The background work of one node: the wheels of the shards that it leads, the stores of all that it holds."""
 
     def __init__(
-        self, config: Config, runner: Runner, slots: dict[int, Slot], wal: Truncate, metrics: Metrics
+        self,
+        config: Config,
+        runner: Runner,
+        slots: dict[int, Slot],
+        wal: Truncate,
+        metrics: Metrics,
     ) -> None:
         self.config = config
         self._runner = runner

@@ -54,6 +54,8 @@ def place(shard: int, nodes: Mapping[str, Site], count: int) -> tuple[str, ...]:
             if len(chosen) == count or node in chosen:
                 continue
             new_zone = nodes[node].zone not in {site.zone for site in taken}
-            if nodes[node].host not in {site.host for site in taken} and (new_zone or not zones_too):
+            if nodes[node].host not in {site.host for site in taken} and (
+                new_zone or not zones_too
+            ):
                 chosen.append(node)
     return tuple(chosen)

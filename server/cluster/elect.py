@@ -62,7 +62,7 @@ class Clock(Protocol):
 class Election:
     """The leaderships of one node."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it listens to and what it moves
         self, me: NodeId, etcd: Etcd, view: View, host: Host, *, clock: Clock, rng: Random,
         spawn: Spawn,
     ) -> None:  # fmt: skip
@@ -210,7 +210,9 @@ class Election:
         except OutcomeUnknown:
             found = await self._etcd.get(item.key)
             if found is None:
-                raise Unavailable(f"{item.key} is gone from etcd", reason="ETCD_RECORD_LOST") from None
+                raise Unavailable(
+                    f"{item.key} is gone from etcd", reason="ETCD_RECORD_LOST"
+                ) from None
             self._view.took(number, found.item)
             if found.item.mod_revision == item.mod_revision:
                 raise  # not done, but it may still be: nothing may rest on either

@@ -50,7 +50,7 @@ def decode(kind: type[R], item: Item) -> R:
     try:
         fields: dict[str, Any] = json.loads(item.value)
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise FailedPrecondition(
             f"etcd holds {item.key!r} with a value that this version can't read: {error}",
             reason="ETCD_RECORD_UNKNOWN",

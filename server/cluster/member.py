@@ -1,0 +1,201 @@
+"""Floor 3. One node's membership: its session in etcd, the watch, the first placement, whom to talk to.
+
+    session held ──► election looks at every shard          news of the watch ──► view ──► peers, election
+    enough hosts registered, a shard without a record ──► whoever comes first writes it (compare-and-swap)
+
+Must never import: gRPC, protobuf, `runner`, `store`, the doors.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from tickwheel.server.cluster import registry
+from tickwheel.server.cluster.elect import Election, Spawn
+from tickwheel.server.cluster.peer_port import Peers
+from tickwheel.server.cluster.ports import (
+    Done,
+    Etcd,
+    Held,
+    LeaseMemory,
+    Put,
+    Registration,
+    Session,
+    absent,
+)
+from tickwheel.server.cluster.registry import (
+    MetaRecord,
+    NodeRecord,
+    ShardRecord,
+    decode,
+    first_guards,
+    shard_key,
+)
+from tickwheel.server.cluster.view import View
+from tickwheel.server.errors import FailedPrecondition, TickwheelError
+from tickwheel.server.logs import get_logger
+from tickwheel.server.message import NodeId
+from tickwheel.server.placement import Site, place
+
+log = get_logger(__name__)
+
+RETRY_S = 0.5
+FOUND_EVERY_S = 0.2
+
+
+async def join(etcd: Etcd, wanted: MetaRecord) -> MetaRecord:
+    """The cluster that is there, or the one that this node makes. Raises FailedPrecondition when they disagree."""
+    while True:
+        found = await etcd.get(registry.META)
+        if found is not None:
+            there = decode(MetaRecord, found.item)
+            break
+        answer = await etcd.transact([absent(registry.META)], [Put(registry.META, wanted.encode())])
+        if isinstance(answer, Done):
+            return wanted
+    if (there.shards, there.format) != (wanted.shards, wanted.format):
+        raise FailedPrecondition(
+            f"the cluster has {there.shards} shards and format {there.format}; this node is configured for "
+            f"{wanted.shards} shards and knows format {wanted.format}",
+            reason="CLUSTER_DIFFERS",
+            metadata={"shards": str(there.shards), "configured": str(wanted.shards)},
+        )
+    return there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Self:
+    """This node, for the others."""
+
+    id: NodeId
+    record: NodeRecord
+    ttl_s: int
+    healthy: Callable[[], bool]
+    memory: LeaseMemory
+
+
+class Member:
+    """Keeps one node in the cluster."""
+
+    def __init__(  # noqa: PLR0913 - it is where etcd, peers and election meet
+        self, myself: Self, meta: MetaRecord, etcd: Etcd, view: View, *, election: Election,
+        peers: Peers, spawn: Spawn, hold: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._self = myself
+        self._meta = meta
+        self._etcd = etcd
+        self._view = view
+        self._election = election
+        self._peers = peers
+        self._spawn = spawn
+        self._hold = hold
+        self._session: Session | None = None
+        self._changed: list[Callable[[], None]] = []
+        self._stop = asyncio.Event()
+
+    def start(self) -> None:
+        """Register, and watch."""
+        self._session = self._etcd.session(
+            Registration(
+                key=registry.node_key(self._self.id),
+                value=self._self.record.encode(),
+                ttl_s=self._self.ttl_s,
+                healthy=self._self.healthy,
+                on_held=self._on_held,
+                on_lost=self._on_lost,
+                memory=self._self.memory,
+            )
+        )
+        self._spawn(self._watch())
+        self._spawn(self._found())
+
+    async def stop(self) -> None:
+        """Leave: the session is revoked, so that nobody waits for it to expire."""
+        self._stop.set()
+        self._election.stopped = True
+        if self._session is not None:
+            await self._session.close()
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call this whenever the view changed."""
+        self._changed.append(callback)
+
+    # --- session ---
+
+    def _on_held(self, held: Held) -> None:
+        log.info("registered", extra={"session": held.create_revision})
+        self._election.session_held(held)
+
+    def _on_lost(self, held: Held) -> None:
+        log.warning("the session in etcd is lost", extra={"session": held.create_revision})
+        self._election.session_lost()
+
+    # --- the watch ---
+
+    async def _watch(self) -> None:
+        """For as long as the node lives; a refusal by etcd (a password that changed) is tried again."""
+        while not self._stop.is_set():
+            try:
+                async with aclosing(self._etcd.watch("", 0)) as news:
+                    async for item in news:
+                        if self._stop.is_set():
+                            return
+                        self._view.take(item)
+                        self._look()
+            except TickwheelError as error:
+                log.error("watching etcd failed: %s", error)  # noqa: TRY400 - it is told, not a fault of ours
+                await asyncio.sleep(RETRY_S)
+
+    def _look(self) -> None:
+        me = self._self.id
+        self._peers.set_members(
+            {
+                node: (seen.record.peer, seen.session)
+                for node, seen in self._view.nodes.items()
+                if node != me
+            }
+        )
+        for number, seen in self._view.shards.items():
+            if me in seen.record.voters or me in seen.record.learners:
+                self._hold(number)
+        self._election.consider_all()
+        for callback in self._changed:
+            callback()
+
+    # --- the first placement ---
+
+    async def _found(self) -> None:
+        """Write the records that are missing, once there are hosts enough for every copy."""
+        while not self._stop.is_set():
+            if await self._place_missing():
+                return
+            await asyncio.sleep(FOUND_EVERY_S)
+
+    async def _place_missing(self) -> bool:
+        """True when every shard has a record."""
+        view, meta = self._view, self._meta
+        missing = [number for number in range(meta.shards) if number not in view.shards]
+        if not view.revision or (missing and not self._hosts_enough()):
+            return False
+        sites = {
+            node: Site(seen.record.host, seen.record.zone)
+            for node, seen in view.nodes.items()
+            if view.may_lead(node)
+        }
+        for number in missing:
+            record = ShardRecord(place(number, sites, meta.replicas))
+            try:
+                await self._etcd.transact(
+                    first_guards(number), [Put(shard_key(number), record.encode())]
+                )
+            except TickwheelError as error:
+                log.warning("placing a shard failed: %s", error, extra={"shard": number})
+                return False
+        return not missing
+
+    def _hosts_enough(self) -> bool:
+        hosts = {
+            seen.record.host for node, seen in self._view.nodes.items() if self._view.may_lead(node)
+        }
+        return len(hosts) >= self._meta.replicas
