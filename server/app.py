@@ -19,7 +19,7 @@ import socket
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from tickwheel.server.identity import DataDirectory
 from tickwheel.server.journal import Journal
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.record import Record
+from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.store import ShardStore, StoreOptions, StoreThreads
 from tickwheel.server.store.sqlite import translate
@@ -154,7 +154,7 @@ class App:
         except sqlite3.Error as error:
             raise translate(error) from error
 
-    def _open_wal(self) -> tuple[Iterable[Record], WalThread]:
+    def _open_wal(self) -> tuple[Mapping[int, ShardMark], Iterable[Record], WalThread]:
         config = self._config
         options = WalOptions(
             segment_bytes=config.segment_bytes,
@@ -171,7 +171,8 @@ class App:
         )
         for line in recovery.lines:
             log.warning(line)
-        return recovery.records(), WalThread(journal, asyncio.get_running_loop(), self._die)
+        wal = WalThread(journal, asyncio.get_running_loop(), self._die)
+        return recovery.shards, recovery.records(), wal
 
     # --- health ---
 

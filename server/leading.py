@@ -14,7 +14,7 @@ from tickwheel.server.cluster.host import Host
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry
-from tickwheel.server.replica import Event, Leading
+from tickwheel.server.turn import Event, Leading
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
 

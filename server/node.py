@@ -11,7 +11,7 @@ so that a target can tell a late request of a dead process (`Tickwheel-Epoch`).
 Must never import: the doors.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -21,7 +21,7 @@ from tickwheel.server.command import Get, JobView, NamedCommand, Reply
 from tickwheel.server.commit import OwnDisk
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
-from tickwheel.server.errors import NotFound, TickwheelError, WalRot
+from tickwheel.server.errors import NotFound, NotLeader, TickwheelError, WalRot
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
@@ -39,7 +39,7 @@ from tickwheel.server.query import (
     merge_jobs,
 )
 from tickwheel.server.reading import collect, merge
-from tickwheel.server.record import Record, RecordType
+from tickwheel.server.record import Record, RecordType, ShardMark
 from tickwheel.server.runner import Clock, Dispatch, Runner
 from tickwheel.server.shard import Shard
 from tickwheel.server.slot import Slot, read_wants
@@ -48,6 +48,9 @@ from tickwheel.server.table import Table
 from tickwheel.server.wal import Wal as WalPort
 
 log = get_logger(__name__)
+
+RETRY_AFTER_MS = 200
+"""A shard without a leader has one again soon."""
 
 
 def replay(
@@ -92,25 +95,31 @@ def flush_now(slot: Slot) -> None:
     shard.table.thaw(0)
 
 
+def open_slot(
+    config: Config, number: int, open_store: Callable[[int], ShardStore], *, start_ms: Ms, seed: int
+) -> Slot:
+    """A shard as far as its store knows it; the log brings the rest."""
+    store = open_store(number)
+    applied = store.applied
+    shard = Shard(
+        number,
+        applied.epoch,
+        start_ms=max(start_ms, applied.time_ms),
+        next_row=applied.next_row,
+        table=Table(config.spec_cache_bytes // config.shards),
+        rng=Random(f"{seed}:{number}"),  # noqa: S311 - ids and jitter, no secrets
+    )
+    return Slot(shard, store, applied.index, applied.index)
+
+
 def open_slots(
     config: Config, open_store: Callable[[int], ShardStore], *, start_ms: Ms, seed: int
 ) -> dict[int, Slot]:
-    """A slot a shard, as far as its store knows it; the journal brings the rest."""
-    slots: dict[int, Slot] = {}
-    cache_bytes_max = config.spec_cache_bytes // config.shards
-    for number in range(config.shards):
-        store = open_store(number)
-        applied = store.applied
-        shard = Shard(
-            number,
-            applied.epoch,
-            start_ms=max(start_ms, applied.time_ms),
-            next_row=applied.next_row,
-            table=Table(cache_bytes_max),
-            rng=Random(f"{seed}:{number}"),  # noqa: S311 - ids and jitter, no secrets
-        )
-        slots[number] = Slot(shard, store, applied.index, applied.index)
-    return slots
+    """A slot a shard."""
+    return {
+        number: open_slot(config, number, open_store, start_ms=start_ms, seed=seed)
+        for number in range(config.shards)
+    }
 
 
 def lead_all(slots: dict[int, Slot], epoch: int, start_ms: Ms) -> list[Record]:
@@ -145,6 +154,14 @@ class Node:
     def _shard_of(self, namespace: str, name: str) -> int:
         return shard_of(namespace, name, self._config.shards)
 
+    def _slot_of(self, namespace: str, name: str) -> Slot:
+        """The shard of a job, if this node may answer for it. Raises NotLeader."""
+        number = self._shard_of(namespace, name)
+        slot = self._runner.slots.get(number)
+        if slot is None or not self._runner.may_act(number):
+            raise _not_led(number)
+        return slot
+
     # --- commands ---
 
     async def call(self, command: NamedCommand) -> Reply:
@@ -159,15 +176,18 @@ class Node:
         if not commands:
             return []
         shards = self._config.shards
-        return await self._runner.call(
-            [(shard_of(c.namespace, c.name, shards), c) for c in commands]
-        )
+        placed = [(shard_of(c.namespace, c.name, shards), c) for c in commands]
+        led = self._runner.slots
+        if all(number in led for number, _ in placed):
+            return await self._runner.call(placed)
+        answers = iter(await self._runner.call([pair for pair in placed if pair[0] in led]))
+        return [next(answers) if number in led else _not_led(number) for number, _ in placed]
 
     # --- reads ---
 
     async def get_job(self, namespace: str, name: str) -> JobView:
         """The job as applied: it sees every change that was answered before."""
-        slot = self._runner.slots[self._shard_of(namespace, name)]
+        slot = self._slot_of(namespace, name)
         table = slot.shard.table
         look = Get(namespace, name)
         rows = Rows()
@@ -178,6 +198,7 @@ class Node:
                 merge(rows, wants, found)
             else:
                 rows = Rows()
+        self._slot_of(namespace, name)  # still: what was read may be old if the leadership ended meanwhile
         row = rows.names.get((namespace, name), 0)
         job = rows.jobs.get(row) if row else None
         if job is None:
@@ -194,7 +215,7 @@ class Node:
     ) -> tuple[list[JobView], list[JobHit], Ms]:
         """A page over all shards: views and their keys, and the time it speaks of."""
         read_ms = await self._read_time(consistent=consistent)
-        slots = self._runner.slots
+        slots = dict(self._runner.slots)
         hits = await self._runner.store.query(
             lambda: merge_jobs(
                 [slot.store.list_jobs(query) for slot in slots.values()], query.limit
@@ -221,7 +242,7 @@ class Node:
         read_ms = await self._read_time(consistent=consistent)
         slots = list(self._runner.slots.values())
         if query.job:
-            slots = [self._runner.slots[self._shard_of(query.namespace, query.job)]]
+            slots = [self._slot_of(query.namespace, query.job)]
         stores = [slot.store for slot in slots]
         hits = await self._runner.store.query(
             lambda: merge_executions(
@@ -248,7 +269,7 @@ class Node:
         self, namespace: str, name: str, execution_id: str
     ) -> tuple[Row, Execution]:
         """One execution of a job, by its id; it sees every change that was answered before."""
-        slot = self._runner.slots[self._shard_of(namespace, name)]
+        slot = self._slot_of(namespace, name)
         live = await self._live_execution(slot, namespace, name, execution_id)
         if live is not None:
             return live
@@ -275,6 +296,14 @@ def _of_table(slot: Slot, row: Row) -> Execution | None:
     return codec.decode_execution(data) if isinstance(data, bytes) else None
 
 
+def _not_led(number: int) -> NotLeader:
+    return NotLeader(
+        f"this node does not lead shard {number}; ask its leader",
+        metadata={"shard": str(number)},
+        retry_after_ms=RETRY_AFTER_MS,
+    )
+
+
 def _no_job(namespace: str, name: str) -> NotFound:
     return NotFound(
         f"no job {name!r} in namespace {namespace!r}",
@@ -285,13 +314,16 @@ def _no_job(namespace: str, name: str) -> NotFound:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a node stands on: real ones from `app`, simulated ones from the tests."""
+    """What a node stands on: real ones from `app`, simulated ones from the tests.
+
+    `open_wal` recovers the journal: what it knows of each shard, its records in order, and the port to go on with.
+    """
 
     clock: Clock
     store: StorePort
     dispatch: Dispatch
     open_store: Callable[[int], ShardStore]
-    open_wal: Callable[[], tuple[Iterable[Record], WalPort]]
+    open_wal: Callable[[], tuple[Mapping[int, ShardMark], Iterable[Record], WalPort]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +347,7 @@ async def start(
     """Bring a node up: recover, replay, lead, load the next seconds, fire. Raises Fatal."""
     start_ms = devices.clock.now_ms()
     slots = open_slots(config, devices.open_store, start_ms=start_ms, seed=seed)
-    records, wal = devices.open_wal()
+    _, records, wal = devices.open_wal()
     epoch, entries = replay(slots, records, config.table_bytes_max)
     epoch = max(epoch, *(slot.shard.epoch for slot in slots.values())) + 1
     await wal.submit(lead_all(slots, epoch, start_ms))

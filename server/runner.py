@@ -346,6 +346,10 @@ class Runner:
 
     # --- leaderships ---
 
+    def may_act(self, number: int) -> bool:
+        """True while this node has the right to fire for the shard and to answer for it."""
+        return self._commits.may_act(number)
+
     def begin(self, slot: Slot) -> None:
         """Drive this shard from now on: its leadership has begun."""
         slot.led = True

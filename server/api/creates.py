@@ -9,7 +9,7 @@ Must never import: rooms below but `command`, `errors`; nothing of a transport.
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tickwheel.server.api import names
 from tickwheel.server.api.convert import Converter
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 SLICE_JOBS: Final = 100
 """Jobs converted before others get their turn: about 2 ms."""
+
+
+class Batches(Protocol):
+    """Who carries batches of creates."""
+
+    async def batch(
+        self,
+        parent: str,
+        requests: Sequence[pb.CreateJobRequest],
+        results: "Results",
+        *,
+        view: pb.BatchView.ValueType,
+    ) -> None:
+        """Add one result a request, in their order. Raises InvalidArgument for what concerns the whole batch."""
+        ...
 
 
 class Creator:

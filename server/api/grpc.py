@@ -12,7 +12,7 @@ Must never import: rooms below but `command`, `errors`.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,16 +26,20 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  #
 from grpc_reflection.v1alpha import reflection as reflections
 
 from tickwheel.server.api import limits
+from tickwheel.server.api.cluster import ClusterDoor
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.creates import Creator
 from tickwheel.server.api.errors import abort_with, to_status
+from tickwheel.server.api.gather import SCATTER, Gather
 from tickwheel.server.api.jobs import Jobs
 from tickwheel.server.api.lists import Lists
+from tickwheel.server.api.route import SERVICE, Router
 from tickwheel.server.api.stream import CreateStream
 from tickwheel.server.api.trials import Trials
 from tickwheel.server.api.validate import TargetChecks
 from tickwheel.server.command import Scheduler
 from tickwheel.server.errors import InvalidArgument, Unimplemented, Violation
+from tickwheel.server.topology import ClusterPort
 from tickwheel.v1 import (
     admin_service_pb2,
     cluster_service_pb2,
@@ -99,6 +103,7 @@ class GrpcDoor:
         self,
         config: DoorConfig,
         scheduler: Scheduler,
+        cluster: ClusterPort,
         metrics: CallMetrics,
         *,
         check_url: Callable[[str, str], Sequence[Violation]],
@@ -112,8 +117,8 @@ class GrpcDoor:
         self._health: Any = health.HealthServicer()  # pyright: ignore[reportUnknownMemberType]
         self._server: grpc.aio.Server | None = None
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
-        self._creator = Creator(scheduler, converter)
-        self._calls = method_table(scheduler, converter)
+        self._cluster = ClusterDoor(cluster)
+        self._exchange = Exchange.make(scheduler, converter, cluster)
         self.port = 0
 
     async def start(self) -> int:
@@ -132,6 +137,10 @@ class GrpcDoor:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
         return self.port
+
+    async def answer(self, method: str, request: bytes) -> bytes:
+        """Carry out a call that another node forwarded. Raises TickwheelError."""
+        return await self._exchange.answer(method, request)
 
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, take no new calls, let those under way end within the grace."""
@@ -159,16 +168,25 @@ class GrpcDoor:
             bulk = method.full_name == "tickwheel.v1.JobService.StreamCreateJobs"
             call = self._create_stream if bulk else _later(method)
             return grpc.stream_stream_rpc_method_handler(self._wrapped(method, call), **codec)
+        if method.full_name == "tickwheel.v1.ClusterService.WatchCluster":
+            return grpc.unary_stream_rpc_method_handler(
+                self._wrapped(method, self._watch_cluster), **codec
+            )
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._wrapped(method, _later(method)), **codec
             )
-        unary = self._calls.get(method.full_name)
+        unary = self._exchange.calls.get(method.full_name)
         call = _later(method) if unary is None else _parsed(unary, method)
         return grpc.unary_unary_rpc_method_handler(self._wrapped(method, call), **codec)
 
     async def _create_stream(self, messages: AsyncIterator[Any], context: Context) -> None:
-        await CreateStream(self._creator, context).serve(_creates(messages))
+        await CreateStream(self._exchange.router, context).serve(_creates(messages))
+
+    async def _watch_cluster(self, request: bytes, context: Context) -> None:
+        message = read_message(cluster_service_pb2.WatchClusterRequest, request)
+        async for response in self._cluster.watch_cluster(message):
+            await context.write(response)
 
     def _wrapped(
         self, method: MethodDescriptor, call: Callable[[Any, Context], Awaitable[Any]]
@@ -198,8 +216,44 @@ class GrpcDoor:
         return serve
 
 
+class Exchange(NamedTuple):
+    """The calls of one message, as any node answers them, and what answers those that other nodes forward."""
+
+    calls: dict[str, Call]
+    router: Router
+    gather: Gather
+
+    @classmethod
+    def make(cls, scheduler: Scheduler, converter: Converter, cluster: ClusterPort) -> "Exchange":
+        """Put them together."""
+        creator, lists = Creator(scheduler, converter), Lists(scheduler)
+        own = method_table(scheduler, converter)
+        router, gather = Router(cluster, creator, own), Gather(cluster, lists)
+        calls = {method: router.routed(method, call) for method, call in own.items()}
+        batches = Jobs(scheduler, converter, router)
+        door = ClusterDoor(cluster)
+        calls |= {
+            SERVICE + "BatchCreateJobs": batches.batch_create_jobs,
+            SERVICE + "ListJobs": gather.list_jobs,
+            SERVICE + "CountJobs": gather.count_jobs,
+            SERVICE + "ListExecutions": router.routed(
+                SERVICE + "ListExecutions", gather.list_executions
+            ),
+            "tickwheel.v1.ClusterService.GetCluster": door.get_cluster,
+            "tickwheel.v1.ClusterService.DrainNode": door.drain_node,
+            "tickwheel.v1.ClusterService.MoveShard": door.move_shard,
+        }
+        return cls(calls, router, gather)
+
+    async def answer(self, method: str, request: bytes) -> bytes:
+        """Carry out what another node forwarded. Raises TickwheelError."""
+        if method.startswith(SCATTER):
+            return await self.gather.answer(method, request)
+        return await self.router.answer(method, request)
+
+
 def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
-    """The coroutine of each method that takes one message and answers with one."""
+    """The coroutine of each method of JobService that takes one message and answers with one, on this node's shards."""
     jobs, lists = Jobs(scheduler, converter), Lists(scheduler)
     trials = Trials(scheduler, converter)
     table: dict[str, Call] = {
@@ -220,7 +274,7 @@ def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
         "PreviewSchedule": trials.preview_schedule,
         "ValidateJob": trials.validate_job,
     }
-    return {f"tickwheel.v1.JobService.{name}": call for name, call in table.items()}
+    return {SERVICE + name: call for name, call in table.items()}
 
 
 def _parsed(call: Call, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[Any]]:

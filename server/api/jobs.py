@@ -13,7 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from tickwheel.server.api import names
 from tickwheel.server.api.convert import SPEC_FIELDS, Converter
-from tickwheel.server.api.creates import Creator
+from tickwheel.server.api.creates import Batches, Creator
 from tickwheel.server.api.mask import usable_paths
 from tickwheel.server.api.views import execution_message, job_message
 from tickwheel.server.command import (
@@ -39,10 +39,13 @@ from tickwheel.v1 import job_service_pb2 as pb
 class Jobs:
     """Point calls: one job or one execution each."""
 
-    def __init__(self, scheduler: Scheduler, converter: Converter) -> None:
+    def __init__(
+        self, scheduler: Scheduler, converter: Converter, batches: Batches | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._converter = converter
         self._creator = Creator(scheduler, converter)
+        self._batches = batches or self._creator
 
     # --- make and read ---
 
@@ -58,7 +61,7 @@ class Jobs:
     ) -> pb.BatchCreateJobsResponse:
         """Make up to a thousand jobs."""
         response = pb.BatchCreateJobsResponse()
-        await self._creator.batch(
+        await self._batches.batch(
             request.parent, request.requests, response.results, view=request.view
         )
         return response

@@ -1,9 +1,20 @@
 """Floor 5. Lists and counts: request → query of the store → a page and the token of the next.
 
+    ask           what the request means: a query, its limit, the arguments that its page token is bound to
+    part          what this node's shards answer: items with their keys, in the order of the list
+    page          the parts of all nodes, merged and cut: alone, the one part there is
+
 A page ends early when it grows too large for a client's message limit: its token goes on from there.
 
 Must never import: rooms below but `command`, `errors`, `model`, `query`; nothing of a transport.
 """
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
+from typing import NamedTuple, cast
+
+from google.protobuf.message import Message
 
 from tickwheel.server.api import limits, names
 from tickwheel.server.api.filter import execution_query, job_query
@@ -12,6 +23,7 @@ from tickwheel.server.api.times import ms_up, set_ms, timestamp
 from tickwheel.server.api.views import execution_message, job_message
 from tickwheel.server.command import Scheduler
 from tickwheel.server.errors import InvalidArgument, Violation
+from tickwheel.server.model import Ms
 from tickwheel.server.query import (
     ExecutionQuery,
     GroupBy,
@@ -19,8 +31,22 @@ from tickwheel.server.query import (
     JobQuery,
     Key,
 )
-from tickwheel.v1 import job_pb2
+from tickwheel.v1 import execution_pb2, job_pb2
 from tickwheel.v1 import job_service_pb2 as pb
+
+
+class Item(NamedTuple):
+    """One item of a page, as the API shows it, and where it stands in the whole list."""
+
+    key: Key
+    message: Message
+
+
+class Part(NamedTuple):
+    """What some shards answer, at most as many items as asked for, and the time that it speaks of."""
+
+    items: list[Item]
+    read_ms: Ms
 
 
 class Lists:
@@ -29,56 +55,44 @@ class Lists:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
+    # --- jobs ---
+
     async def list_jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
-        """A page of jobs."""
+        """A page of jobs of this node's shards."""
+        return jobs_page(request, [await self.jobs_part(request)])
+
+    async def jobs_part(self, request: pb.ListJobsRequest) -> Part:
+        """What this node's shards have for a page."""
         namespace = names.parse_namespaces(request.parent)
-        arguments = (
-            "ListJobs",
-            request.parent,
-            request.filter,
-            str(request.view),
-            str(request.consistent),
-        )
         limit = page_size(request.page_size)
-        after = decode_token(request.page_token, *arguments)
+        after = decode_token(request.page_token, *_jobs_arguments(request))
         query = job_query(request.filter, JobQuery(namespace, limit=limit, after=after))
         views, hits, read_ms = await self._scheduler.list_jobs(query, consistent=request.consistent)
-        response = pb.ListJobsResponse(read_time=timestamp(read_ms))
         full = request.view == job_pb2.JOB_VIEW_FULL
-        size_bytes, last = 0, None
-        for view, hit in zip(views, hits, strict=True):
-            message = job_message(view, full=full)
-            size_bytes += message.ByteSize()
-            if last is not None and size_bytes > limits.PAGE_BYTES_MAX:
-                break
-            response.jobs.append(message)
-            last = hit.key
-        response.next_page_token = _next_token(
-            last, len(response.jobs), len(hits), limit, arguments
-        )
-        return response
+        pairs = zip(hits, views, strict=True)
+        return Part([Item(hit.key, job_message(view, full=full)) for hit, view in pairs], read_ms)
+
+    # --- executions ---
 
     async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
-        """A page of executions of one job, or of all jobs of a namespace (`jobs/-`)."""
+        """A page of executions of one job, or of all jobs of a namespace (`jobs/-`), on this node's shards."""
+        return executions_page(request, [await self.executions_part(request)])
+
+    async def executions_part(self, request: pb.ListExecutionsRequest) -> Part:
+        """What this node's shards have for a page."""
         namespace, job = names.parse_jobs(request.parent)
-        arguments = ("ListExecutions", request.parent, request.filter, str(request.consistent))
         limit = page_size(request.page_size)
-        after = decode_token(request.page_token, *arguments)
+        after = decode_token(request.page_token, *_executions_arguments(request))
         base = ExecutionQuery(namespace, job, limit=limit, after=after)
         query = execution_query(request.filter, base)
         found, read_ms = await self._scheduler.list_executions(query, consistent=request.consistent)
-        response = pb.ListExecutionsResponse(read_time=timestamp(read_ms))
-        size_bytes, last = 0, None
-        for hit, execution in found:
-            message = execution_message(execution, last_attempt_only=True)
-            size_bytes += message.ByteSize()
-            if last is not None and size_bytes > limits.PAGE_BYTES_MAX:
-                break
-            response.executions.append(message)
-            last = hit.key
-        shown = len(response.executions)
-        response.next_page_token = _next_token(last, shown, len(found), limit, arguments)
-        return response
+        items = [
+            Item(hit.key, execution_message(execution, last_attempt_only=True))
+            for hit, execution in found
+        ]
+        return Part(items, read_ms)
+
+    # --- counts ---
 
     async def count_jobs(self, request: pb.CountJobsRequest) -> pb.CountJobsResponse:
         """Jobs by group."""
@@ -101,13 +115,61 @@ class Lists:
         return response
 
 
-def _next_token(
-    last: Key | None, shown: int, found: int, limit: int, arguments: tuple[str, ...]
-) -> str:
-    """Empty when the store had less than asked for, and all of it is shown."""
-    if last is None or (shown == found and found < limit):
-        return ""
-    return encode_token(last, *arguments)
+def jobs_page(request: pb.ListJobsRequest, parts: Sequence[Part]) -> pb.ListJobsResponse:
+    """One page of the parts of all nodes, oldest first."""
+    items = merge((part.items for part in parts), key=attrgetter("key"))
+    response = pb.ListJobsResponse(read_time=timestamp(min(part.read_ms for part in parts)))
+    shown, token = _cut(items, page_size(request.page_size), _jobs_arguments(request))
+    response.jobs.extend(cast("list[job_pb2.Job]", shown))
+    response.next_page_token = token
+    return response
+
+
+def executions_page(
+    request: pb.ListExecutionsRequest, parts: Sequence[Part]
+) -> pb.ListExecutionsResponse:
+    """One page of the parts of all nodes, newest first."""
+    items = merge((part.items for part in parts), key=attrgetter("key"), reverse=True)
+    response = pb.ListExecutionsResponse(read_time=timestamp(min(part.read_ms for part in parts)))
+    shown, token = _cut(items, page_size(request.page_size), _executions_arguments(request))
+    response.executions.extend(cast("list[execution_pb2.Execution]", shown))
+    response.next_page_token = token
+    return response
+
+
+def _jobs_arguments(request: pb.ListJobsRequest) -> tuple[str, ...]:
+    view, consistent = str(request.view), str(request.consistent)
+    return "ListJobs", request.parent, request.filter, view, consistent
+
+
+def _executions_arguments(request: pb.ListExecutionsRequest) -> tuple[str, ...]:
+    return "ListExecutions", request.parent, request.filter, str(request.consistent)
+
+
+def merge(
+    parts: Iterable[Sequence[Item]], *, key: Callable[[Item], Key], reverse: bool = False
+) -> Iterator[Item]:
+    """Items of all parts in the order of the list. One that moved between two reads is there once."""
+    last: Key | None = None
+    for item in heapq.merge(*parts, key=key, reverse=reverse):
+        if item.key != last:
+            yield item
+        last = item.key
+
+
+def _cut(
+    items: Iterator[Item], limit: int, arguments: tuple[str, ...]
+) -> tuple[list[Message], str]:
+    """At most `limit` items and as many as a message may hold; the token is empty when that is all there is."""
+    shown: list[Message] = []
+    size_bytes, last = 0, None
+    for item in items:
+        size_bytes += item.message.ByteSize()
+        if last is not None and (len(shown) == limit or size_bytes > limits.PAGE_BYTES_MAX):
+            return shown, encode_token(last, *arguments)
+        shown.append(item.message)
+        last = item.key
+    return shown, encode_token(last, *arguments) if last and len(shown) == limit else ""
 
 
 def _grouping(request: pb.CountJobsRequest) -> Grouping:

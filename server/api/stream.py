@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from tickwheel.server.api.creates import Creator
+from tickwheel.server.api.creates import Batches
 from tickwheel.server.api.errors import to_status
 from tickwheel.server.api.limits import STREAM_WINDOW_MESSAGES
 from tickwheel.server.errors import (
@@ -37,8 +37,8 @@ class Exchange(Protocol):
 class CreateStream:
     """One stream, from its opening to its end."""
 
-    def __init__(self, creator: Creator, exchange: Exchange) -> None:
-        self._creator = creator
+    def __init__(self, batches: Batches, exchange: Exchange) -> None:
+        self._batches = batches
         self._exchange = exchange
         self._writing = asyncio.Lock()
         self._open: set[int] = set()
@@ -72,7 +72,7 @@ class CreateStream:
         result = response.result
         result.sequence = message.sequence
         try:
-            await self._creator.batch(
+            await self._batches.batch(
                 self._parent, message.requests, result.results, view=message.view
             )
         except (ResourceExhausted, Unavailable) as error:

@@ -29,7 +29,7 @@ from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.placement import Site, preference
-from tickwheel.server.replica import Event, FenceFailed, Leadership, Released
+from tickwheel.server.turn import Event, FenceFailed, Leadership, Released
 
 log = get_logger(__name__)
 
@@ -43,6 +43,7 @@ STAY_AWAY_S = (2.0, 5.0)
 """After a leadership that found no quorum."""
 
 RETRY_S = 0.2
+RELEASE_POLL_S = 0.01
 QUORUMLESS_MS = 3_000
 """A leader without the right to act for so long lets others try."""
 
@@ -261,6 +262,24 @@ class Election:
                 replica.step_down("no quorum of voters")
                 self._host.poke(number)
                 self._run(number, self._give_up(number, released=False))
+
+    async def release_all(self, timeout_s: float) -> None:
+        """Stop leading, in order, so that the next leaders wait for nothing; what takes too long is left as it is."""
+        self.stopped = True
+        for timer in self._standing.values():
+            timer.cancel()
+        until_s = self._loop.time() + timeout_s
+        for number, replica in self._host.replicas.items():
+            if replica.leads:
+                replica.release()
+                self._host.poke(number)
+        while self._leads_any() and self._loop.time() < until_s:
+            await asyncio.sleep(RELEASE_POLL_S)
+
+    def _leads_any(self) -> bool:
+        return bool(self._busy) or any(
+            seen.record.leader == self._me for seen in self._view.shards.values()
+        )
 
     def session_held(self, held: Held) -> None:
         """This node is registered (anew)."""

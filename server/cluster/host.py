@@ -21,12 +21,13 @@ from typing import NamedTuple, Protocol
 
 from tickwheel.server.cluster.peer_port import Peers
 from tickwheel.server.commit import Done, Proposal
-from tickwheel.server.errors import TickwheelError, Unavailable
+from tickwheel.server.errors import NotLeader, TickwheelError, Unavailable
 from tickwheel.server.lease import Rights
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry, Message, NodeId
 from tickwheel.server.record import Record
-from tickwheel.server.replica import Event, Mark, NotLeader, Output, Replica
+from tickwheel.server.replica import Replica
+from tickwheel.server.turn import Event, Mark, Output
 from tickwheel.server.wal import Wal
 
 log = get_logger(__name__)

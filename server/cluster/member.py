@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from tickwheel.server.cluster import registry
-from tickwheel.server.cluster.elect import Election, Spawn
+from tickwheel.server.cluster.elect import Election
 from tickwheel.server.cluster.peer_port import Peers
 from tickwheel.server.cluster.ports import (
     Done,
@@ -32,6 +32,7 @@ from tickwheel.server.cluster.registry import (
     first_guards,
     shard_key,
 )
+from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.errors import FailedPrecondition, TickwheelError
 from tickwheel.server.logs import get_logger
@@ -80,7 +81,7 @@ class Member:
 
     def __init__(  # noqa: PLR0913 - it is where etcd, peers and election meet
         self, myself: Self, meta: MetaRecord, etcd: Etcd, view: View, *, election: Election,
-        peers: Peers, spawn: Spawn, hold: Callable[[int], None],
+        peers: Peers, tasks: Tasks, hold: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._self = myself
         self._meta = meta
@@ -88,7 +89,7 @@ class Member:
         self._view = view
         self._election = election
         self._peers = peers
-        self._spawn = spawn
+        self._tasks = tasks
         self._hold = hold
         self._session: Session | None = None
         self._changed: list[Callable[[], None]] = []
@@ -107,13 +108,14 @@ class Member:
                 memory=self._self.memory,
             )
         )
-        self._spawn(self._watch())
-        self._spawn(self._found())
+        self._tasks.spawn(self._watch())
+        self._tasks.spawn(self._found())
 
     async def stop(self) -> None:
         """Leave: the session is revoked, so that nobody waits for it to expire."""
         self._stop.set()
         self._election.stopped = True
+        await self._tasks.cancel()
         if self._session is not None:
             await self._session.close()
 

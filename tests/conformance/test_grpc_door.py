@@ -16,6 +16,7 @@ from tests.bad_input import JOB, PARENT, good_create
 from tests.fake_scheduler import FakeScheduler
 
 from tickwheel.server.api import limits
+from tickwheel.server.alone import Alone
 from tickwheel.server.api.grpc import SERVICES, GrpcDoor
 from tickwheel.server.dispatch.guard import Guard
 from tickwheel.server.dispatch.headers import check_headers
@@ -40,6 +41,12 @@ class Calls:
         self.ended.append((method, code))
 
 
+def alone() -> Alone:
+    slots: dict[int, Slot] = dict.fromkeys(range(64), cast("Slot", None))
+    me = NodeInfo("a" * 32, "active", True, "", "", "", "", "", "")  # noqa: FBT003
+    return Alone("c" * 32, me, slots, lambda: 0)
+
+
 class World:
     """A door, what is behind it, and a channel to it."""
 
@@ -49,6 +56,7 @@ class World:
         self.door = GrpcDoor(
             Config(),
             self.scheduler,
+            alone(),
             self.calls,
             check_url=Guard().check_url,
             check_headers=check_headers,
@@ -212,7 +220,7 @@ async def test_a_port_that_is_taken_is_an_os_error(world: World) -> None:
         grpc_address = ("127.0.0.1", world.door.port)
 
     door = GrpcDoor(
-        Taken(), FakeScheduler(), Calls(), check_url=Guard().check_url, check_headers=check_headers
+        Taken(), FakeScheduler(), alone(), Calls(), check_url=Guard().check_url, check_headers=check_headers
     )
     with pytest.raises(OSError, match="can't listen"):
         await door.start()

@@ -11,7 +11,7 @@ the disk loses what was not synced, the stores what was not checkpointed, dispat
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from random import Random
@@ -42,7 +42,7 @@ from tickwheel.server.errors import WalFailed
 from tickwheel.server.journal import Journal
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Ms
-from tickwheel.server.record import Record, RecordType
+from tickwheel.server.record import Record, RecordType, ShardMark
 from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.shard import Fired
 from tickwheel.server.wal import InlineWal
@@ -182,7 +182,7 @@ class World:
         self.mutate(self, started)
         return started
 
-    def _open_wal(self) -> tuple[Iterable[Record], InlineWal]:
+    def _open_wal(self) -> tuple[Mapping[int, ShardMark], Iterable[Record], InlineWal]:
         segment_bytes = self.weather.segment_bytes
         options = WalOptions(
             segment_bytes=segment_bytes,
@@ -201,7 +201,7 @@ class World:
             return submit(records)
 
         wal.submit = noted  # type: ignore[method-assign]
-        return self._count_replayed(recovery.records()), wal
+        return recovery.shards, self._count_replayed(recovery.records()), wal
 
     def _count_replayed(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:

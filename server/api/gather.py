@@ -1,0 +1,169 @@
+"""Floor 5. Lists and counts over all shards, whoever leads them: every leader answers for its own, one merges.
+
+    ListJobs ──► this node's part + "scatter/ListJobs" of every other leader ──► merged by key, cut ──► a page
+
+A part says which shards it speaks for. If one is missing, because it is between two leaders, all are asked again: a list
+is whole or an error. A page token is a place in the order of the whole list, so it holds whoever leads what by then.
+
+Must never import: rooms below but `command`, `errors`, `topology`.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from tickwheel.internal.v1.scatter_pb2 import ScatterItem, ScatterPart
+from tickwheel.server.api.lists import Item, Lists, Part, executions_page, jobs_page
+from tickwheel.server.api.route import AGAIN_S, NOT_TAKEN, PATIENCE_S, SERVICE
+from tickwheel.server.api.times import timestamp
+from tickwheel.server.errors import NotLeader, TickwheelError
+from tickwheel.server.query import Key
+from tickwheel.server.topology import ClusterPort
+from tickwheel.v1 import execution_pb2, job_pb2
+from tickwheel.v1 import job_service_pb2 as pb
+
+SCATTER: Final = "scatter/"
+RUSH: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+"""Of a list nothing remains, so an answer that did not come may be asked for again."""
+
+
+class Gather:
+    """Asks all leaders. `lists` answers for this node."""
+
+    def __init__(self, cluster: ClusterPort, lists: Lists) -> None:
+        self._cluster = cluster
+        self._lists = lists
+        self._local: dict[str, Callable[[Any], Awaitable[ScatterPart]]] = {
+            "ListJobs": self._jobs_here,
+            "ListExecutions": self._executions_here,
+            "CountJobs": self._counts_here,
+        }
+        self._requests: dict[str, type[Any]] = {
+            "ListJobs": pb.ListJobsRequest,
+            "ListExecutions": pb.ListExecutionsRequest,
+            "CountJobs": pb.CountJobsRequest,
+        }
+
+    # --- the calls ---
+
+    async def list_jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        """A page of jobs of all shards."""
+        if not self._cluster.others():
+            return await self._lists.list_jobs(request)
+        parts = await self._parts("ListJobs", request)
+        return jobs_page(request, [_part(part, job_pb2.Job) for part in parts])
+
+    async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
+        """A page of executions of all jobs of a namespace; those of one job are on one shard, and not for here."""
+        if not self._cluster.others():
+            return await self._lists.list_executions(request)
+        parts = await self._parts("ListExecutions", request)
+        return executions_page(request, [_part(part, execution_pb2.Execution) for part in parts])
+
+    async def count_jobs(self, request: pb.CountJobsRequest) -> pb.CountJobsResponse:
+        """Counts over all shards."""
+        if not self._cluster.others():
+            return await self._lists.count_jobs(request)
+        parts = await self._parts("CountJobs", request)
+        counts = [pb.CountJobsResponse.FromString(part.counts) for part in parts]
+        return _sum(counts, min(part.read_ms for part in parts))
+
+    async def answer(self, method: str, request: bytes) -> bytes:
+        """This node's part, for another node: `scatter/ListJobs` and its like."""
+        name = method.removeprefix(SCATTER)
+        part = await self._here(name, self._requests[name].FromString(request))
+        return part.SerializeToString()
+
+    # --- asking all ---
+
+    async def _parts(self, name: str, request: Any) -> list[ScatterPart]:
+        """The parts of all leaders, no shard missing. Raises NotLeader when one stays away."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + PATIENCE_S
+        while True:
+            try:
+                parts = await self._ask_all(name, request)
+                missing = self._missing(parts)
+                if not missing:
+                    return parts
+                error: TickwheelError = NotLeader(
+                    f"shards {missing[:8]} have no leader at this moment", reason="LEADERLESS"
+                )
+            except TickwheelError as failed:
+                if failed.reason not in NOT_TAKEN and failed.code not in RUSH:
+                    raise
+                error = failed
+            if loop.time() > until_s:
+                raise error
+            await asyncio.sleep(AGAIN_S)
+
+    async def _ask_all(self, name: str, request: Any) -> list[ScatterPart]:
+        others = self._cluster.others()
+        data = request.SerializeToString()
+        answers = await asyncio.gather(
+            self._here(name, request),
+            *(self._cluster.forward(node, SCATTER + name, data) for node in others),
+        )
+        here, there = answers[0], answers[1:]
+        return [here, *(ScatterPart.FromString(answer) for answer in there)]
+
+    def _missing(self, parts: Sequence[ScatterPart]) -> list[int]:
+        answered = {shard for part in parts for shard in part.shards}
+        return [shard for shard in range(self._cluster.shard_count) if shard not in answered]
+
+    async def _here(self, name: str, request: Any) -> ScatterPart:
+        """This node's part, for the shards that it led before and after it looked."""
+        before = set(self._cluster.led())
+        part = await self._local[name](request)
+        part.shards.extend(sorted(before & set(self._cluster.led())))
+        return part
+
+    async def _jobs_here(self, request: pb.ListJobsRequest) -> ScatterPart:
+        return _scatter(await self._lists.jobs_part(request))
+
+    async def _executions_here(self, request: pb.ListExecutionsRequest) -> ScatterPart:
+        return _scatter(await self._lists.executions_part(request))
+
+    async def _counts_here(self, request: pb.CountJobsRequest) -> ScatterPart:
+        counts = await self._lists.count_jobs(request)
+        read_ms = counts.read_time.ToMilliseconds()
+        return ScatterPart(counts=counts.SerializeToString(), read_ms=read_ms)
+
+
+def _scatter(part: Part) -> ScatterPart:
+    items = [
+        ScatterItem(
+            create_ms=item.key.create_ms,
+            row=item.key.row,
+            shard=item.key.shard,
+            message=item.message.SerializeToString(),
+        )
+        for item in part.items
+    ]
+    return ScatterPart(items=items, read_ms=part.read_ms)
+
+
+def _part(part: ScatterPart, kind: type[Any]) -> Part:
+    items = [
+        Item(Key(item.create_ms, item.row, item.shard), kind.FromString(item.message))
+        for item in part.items
+    ]
+    return Part(items, part.read_ms)
+
+
+def _sum(counts: Sequence[pb.CountJobsResponse], read_ms: int) -> pb.CountJobsResponse:
+    """The groups of all parts, added up, in the order of one part's groups."""
+    totals: Counter[bytes] = Counter()
+    for part in counts:
+        for group in part.counts:
+            number, group.count = group.count, 0
+            totals[group.SerializeToString(deterministic=True)] += number
+    response = pb.CountJobsResponse(
+        read_time=timestamp(read_ms), total_count=sum(part.total_count for part in counts)
+    )
+    for data, number in sorted(totals.items()):
+        group = response.counts.add()
+        group.ParseFromString(data)
+        group.count = number
+    return response
