@@ -9,6 +9,7 @@
     ├── Aborted                    ABORTED             the etag no longer matches
     ├── ResourceExhausted          RESOURCE_EXHAUSTED  a queue, the disk or a quota is full; retry after a while
     ├── Unavailable                UNAVAILABLE         the shard is starting, stopping or moving; retry
+    │   └── NotLeader              UNAVAILABLE         this replica does not lead the shard, or not yet, or no more
     ├── DeadlineExceeded           DEADLINE_EXCEEDED   the caller's deadline passed; the outcome is unknown
     ├── Unimplemented              UNIMPLEMENTED       the method's turn comes later
     ├── Unauthenticated            UNAUTHENTICATED     no credential, or one nobody knows
@@ -16,6 +17,7 @@
     └── Fatal                      INTERNAL            the node must not go on
         ├── WalFailed                                  a write or fsync of the journal failed: never retried
         ├── WalRot                                     the journal holds damage that is not a torn tail
+        ├── LogBroken                                  a rule of the replicated log does not hold (L1 to L9)
         ├── StoreFailed                                SQLite reported I/O error, corruption or a full disk
         └── DirectoryLocked                            another process owns the data directory
 
@@ -126,6 +128,12 @@ class Unavailable(TickwheelError):
     default_reason = "UNAVAILABLE"
 
 
+class NotLeader(Unavailable):
+    """This replica takes no proposals: it does not lead the shard, or not yet, or no more."""
+
+    default_reason = "NOT_LEADER"
+
+
 class DeadlineExceeded(TickwheelError):
     """The deadline passed; whether it was done is unknown, so repeat it with the same request_id."""
 
@@ -168,6 +176,12 @@ class WalRot(Fatal):
     """The journal is damaged in a place that a crash cannot explain. Names the file and the offset."""
 
     default_reason = "WAL_ROT"
+
+
+class LogBroken(Fatal):
+    """A rule of the replicated log does not hold: `metadata["rule"]` names it. Going on could lose what was promised."""
+
+    default_reason = "LOG_BROKEN"
 
 
 class StoreFailed(Fatal):
