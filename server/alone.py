@@ -67,7 +67,9 @@ class Alone:
 
     async def forward(self, node: NodeName, method: str, request: bytes) -> bytes:
         """There is nobody."""
-        raise Unavailable(f"there is no node {node!r} to forward {method} ({len(request)} bytes) to")
+        raise Unavailable(
+            f"there is no node {node!r} to forward {method} ({len(request)} bytes) to"
+        )
 
     def others(self) -> tuple[NodeName, ...]:
         """Nobody."""

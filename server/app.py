@@ -12,6 +12,7 @@ Must never import: `shard`, `wheel`, `table`.
 import asyncio
 import gc
 import os
+import platform
 import resource
 import secrets
 import signal
@@ -25,10 +26,13 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from tickwheel.server import node
+from tickwheel.server import clustered, node
+from tickwheel.server.alone import Alone
 from tickwheel.server.api import ops
 from tickwheel.server.api.grpc import GrpcDoor
+from tickwheel.server.assembly import make_devices, reach_etcd
 from tickwheel.server.clock import SystemClock
+from tickwheel.server.cluster.etcd import EtcdClient
 from tickwheel.server.config import Config
 from tickwheel.server.dispatch.dispatcher import Dispatcher, Limits
 from tickwheel.server.dispatch.guard import Guard
@@ -43,7 +47,9 @@ from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.store import ShardStore, StoreOptions, StoreThreads
 from tickwheel.server.store.sqlite import translate
+from tickwheel.server.topology import ClusterPort, NodeInfo
 from tickwheel.server.wal import WalThread
+from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
 
 log = get_logger(__name__)
@@ -73,7 +79,8 @@ class App:
         self._metrics = Metrics(self._registry)
         self._ops = ops.OpsServer(ops.make_app(self._registry, self.unready))
         self._phase = "starting"
-        self._started: node.Started | None = None
+        self._started: node.Started | clustered.Joined | None = None
+        self._etcd: EtcdClient
         self._guard = Guard(
             allow=config.allow_private_targets,
             own=(config.grpc_address, config.http_address),
@@ -88,7 +95,12 @@ class App:
         _raise_file_limit()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, "resolver"))
-        self._directory = DataDirectory(Path(config.data_dir), shards=config.shards)
+        etcd, meta = await reach_etcd(config) if config.etcd else (None, None)
+        self._directory = DataDirectory(
+            Path(config.data_dir),
+            shards=config.shards,
+            cluster=bytes.fromhex(meta.cluster) if meta else None,
+        )
         for flag, address in (
             ("--http-listen", config.http_address),
             ("--grpc-listen", config.grpc_address),
@@ -104,10 +116,29 @@ class App:
             open_store=self._open_store,
             open_wal=self._open_wal,
         )
-        self._started = await node.start(
-            config, devices, self._metrics, seed=secrets.randbits(64), on_fatal=self._die
-        )
+        if etcd is None or meta is None:
+            started = await node.start(
+                config, devices, self._metrics, seed=secrets.randbits(64), on_fatal=self._die
+            )
+            self._started, cluster = started, self._alone(started)
+        else:
+            self._etcd = etcd
+            joined = await clustered.start(
+                config,
+                devices,
+                make_devices(config, etcd, meta, self._directory, self._clock),
+                self._metrics,
+                seed=secrets.randbits(64),
+                on_fatal=self._die,
+            )
+            self._started, cluster = joined, joined.control
         gc.freeze()
+        await self._open_door(cluster)
+
+    async def _open_door(self, cluster: ClusterPort) -> None:
+        """Answer calls."""
+        config = self._config
+        assert self._started is not None
         self._metrics.watch(
             self._started.runner,
             self._started.wal,
@@ -117,11 +148,14 @@ class App:
         self._grpc = GrpcDoor(
             config,
             self._started.node,
+            cluster,
             self._metrics,
             check_url=self._guard.check_url,
             check_headers=check_headers,
             reflection=config.reflection,
         )
+        if isinstance(self._started, clustered.Joined):
+            self._started.forwards.door = self._grpc.answer
         port = await self._grpc.start()
         self._phase = "serving"
         log.info(
@@ -133,6 +167,23 @@ class App:
                 "version": VERSION,
             },
         )
+
+    def _alone(self, started: node.Started) -> Alone:
+        """The map of a node that runs by itself."""
+        config = self._config
+        identity = self._directory.identity
+        me = NodeInfo(
+            name=identity.store.hex(),
+            state="active",
+            alive=True,
+            grpc=config.grpc_listen,
+            http=config.http_listen,
+            host=config.host or platform.node(),
+            zone=config.zone,
+            version=VERSION,
+            tzdata=tz_version(),
+        )
+        return Alone(identity.cluster.hex(), me, started.slots, self._clock.now_ms)
 
     def _make_dispatch(self) -> None:
         config = self._config
@@ -195,7 +246,11 @@ class App:
         await self._grpc.stop(GRPC_GRACE_S)
         self._started.runner.stop_firing()
         await self._dispatcher.drain(self._config.drain_timeout_ms)
-        await node.stop(self._started)
+        if isinstance(self._started, clustered.Joined):
+            await clustered.stop(self._started)
+            await self._etcd.close()
+        else:
+            await node.stop(self._started)
         await self._started.wal.close()
         await self._transport.close()
         await self._store.flush(self._close_stores)
@@ -206,7 +261,7 @@ class App:
 
     def _close_stores(self) -> None:
         assert self._started is not None
-        for slot in self._started.runner.slots.values():
+        for slot in self._started.slots.values():
             slot.store.close()
 
     def _die(self, error: BaseException) -> None:

@@ -9,34 +9,37 @@
 Must never import: the doors.
 """
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
 from tickwheel.server.cluster.beats import Beats
+from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
+from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.member import Member, Self
-from tickwheel.server.cluster.peer_port import MakePeers, Peers
+from tickwheel.server.cluster.peer_port import Forwarded, Owner, Peers, SnapshotFiles
 from tickwheel.server.cluster.ports import Etcd
 from tickwheel.server.cluster.registry import MetaRecord
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
+from tickwheel.server.errors import NotLeader, Unavailable
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.leading import Leaderships
 from tickwheel.server.lease import Holds, Rights
 from tickwheel.server.log import recovered
 from tickwheel.server.logs import get_logger
-from tickwheel.server.message import LogEntry, NodeId
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.node import Devices, Node, open_slot
-from tickwheel.server.record import Record
+from tickwheel.server.node import RETRY_AFTER_MS, Devices, Node, open_slot
+from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
-from tickwheel.server.turn import Event, Leading, ReplicaOptions
+from tickwheel.server.turn import ReplicaOptions
 from tickwheel.server.wal import Wal
 
 log = get_logger(__name__)
@@ -50,10 +53,25 @@ class ClusterDevices:
     """What a node of a cluster stands on beside a node's devices."""
 
     etcd: Etcd
-    make_peers: MakePeers
+    make_peers: Callable[[Owner], Awaitable[Peers]]
     meta: MetaRecord
     myself: Self
+    health: Health
     stored: Callable[[], list[int]]
+
+
+class Forwards:
+    """Calls that other nodes forward; the door answers them, once it is there."""
+
+    def __init__(self) -> None:
+        self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
+
+    async def answer(self, call: Forwarded) -> bytes:
+        """Have the door answer. Raises TickwheelError."""
+        if self.door is None:
+            raise NotLeader("this node is starting", retry_after_ms=RETRY_AFTER_MS)
+        async with asyncio.timeout(call.timeout_s):
+            return await self.door(call.method, call.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +89,11 @@ class Joined:
     peers: Peers
     beats: Beats
     slots: dict[int, Slot]
+    control: Control
+    forwards: Forwards
 
 
-async def start(  # noqa: PLR0913 - it is where a node and a cluster meet
+async def start(
     config: Config,
     devices: Devices,
     cluster: ClusterDevices,
@@ -87,7 +107,7 @@ async def start(  # noqa: PLR0913 - it is where a node and a cluster meet
     me = cluster.myself.id
     marks, records, wal = devices.open_wal()
     by_shard = _by_shard(records)
-    holds = Holds(start_ms=devices.clock.monotonic_ms())
+    holds = Holds(devices.clock.monotonic_ms())
     slots: dict[int, Slot] = {}
     replicas: dict[int, Replica] = {}
     options = ReplicaOptions(tail_bytes_max=config.tail_bytes // config.shards)
@@ -104,8 +124,11 @@ async def start(  # noqa: PLR0913 - it is where a node and a cluster meet
         )
         host.adopt(Replica(number, me, found, options=options, holds=holds))
 
-    rights = Rights(me)
-    host = Host(me, replicas, wal=wal, rights=rights, clock=devices.clock, on_fatal=on_fatal)
+    rights = Rights(me, devices.clock.monotonic_ms())
+    host = Host(
+        me, replicas, wal=wal, rights=rights, clock=devices.clock, health=cluster.health,
+        on_fatal=on_fatal,
+    )  # fmt: skip
     runner = Runner(
         config, devices.clock, commits=host, store=devices.store, dispatch=devices.dispatch,
         metrics=metrics, on_fatal=on_fatal,
@@ -120,9 +143,19 @@ async def start(  # noqa: PLR0913 - it is where a node and a cluster meet
         spawn=tasks.spawn,
     )  # fmt: skip
     leaderships = Leaderships(slots, runner, keeper, host, election.event)
-    beats = Beats(me, view, host, holds, rights, clock=devices.clock, etcd=cluster.etcd, tasks=tasks)
-    peers = cluster.make_peers(beats)
-    await peers.start()
+    beats = Beats(me, view, holds, rights, clock=devices.clock, etcd=cluster.etcd, tasks=tasks)
+    forwards = Forwards()
+    peers = await cluster.make_peers(
+        Owner(
+            on_messages=lambda sender, _session, messages: host.receive(
+                sender, beats.receive(sender, messages)
+            ),
+            on_connected=host.connected,
+            on_disconnected=host.disconnected,
+            on_forward=forwards.answer,
+            open_snapshot=_no_snapshot,
+        )
+    )
     member = Member(
         cluster.myself, cluster.meta, cluster.etcd, view, election=election, peers=peers,
         tasks=tasks, hold=hold,
@@ -132,8 +165,20 @@ async def start(  # noqa: PLR0913 - it is where a node and a cluster meet
     member.start()
     runner.start_firing()
     keeper.start()
+    control = Control(
+        me, cluster.meta, view, host, etcd=cluster.etcd, peers=peers, clock=devices.clock,
+        led=lambda: tuple(runner.slots),
+    )  # fmt: skip
+    member.on_change(control.changed)
     node = Node(config, runner, keeper)
-    return Joined(node, runner, keeper, wal, host, member, election, view, peers, beats, slots)
+    return Joined(
+        node, runner, keeper, wal,
+        host, member, election, view, peers, beats, slots, control, forwards,
+    )  # fmt: skip
+
+
+async def _no_snapshot(shard: int) -> SnapshotFiles:
+    raise Unavailable(f"no snapshot of shard {shard} yet")
 
 
 def _by_shard(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -152,6 +197,6 @@ async def stop(joined: Joined) -> None:
     joined.beats.stop()
     joined.host.stop()
     await joined.member.stop()
-    await joined.peers.stop()
+    await joined.peers.close()
     await joined.keeper.flush()
     await joined.keeper.checkpoint()

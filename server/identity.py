@@ -37,13 +37,20 @@ class Identity:
 class DataDirectory:
     """An opened and locked data directory. Raises DirectoryLocked, FailedPrecondition."""
 
-    def __init__(self, path: Path, *, shards: int) -> None:
+    def __init__(self, path: Path, *, shards: int, cluster: bytes | None = None) -> None:
+        """`cluster` is whose a new directory will be, and whose one that is there must be; None: its own."""
         self.path = path
         self.path.mkdir(
             mode=0o700, parents=True, exist_ok=True
         )  # bodies and headers may hold secrets
         self._lock = self._take_lock()
-        self.identity = self._load() or self._make(shards)
+        self.identity = self._load() or self._make(shards, cluster or uuid.uuid4().bytes)
+        if cluster not in {None, self.identity.cluster}:
+            raise FailedPrecondition(
+                f"{path} belongs to another cluster; give this node a directory of its own, or join that cluster",
+                reason="CLUSTER_DIFFERS",
+                metadata={"data_dir": str(path), "cluster": self.identity.cluster.hex()},
+            )
         if self.identity.shards != shards:
             raise FailedPrecondition(
                 f"{path} was made with {self.identity.shards} shards, the configuration says {shards}; "
@@ -92,8 +99,8 @@ class DataDirectory:
             bytes.fromhex(data["cluster"]), bytes.fromhex(data["store"]), data["shards"]
         )
 
-    def _make(self, shards: int) -> Identity:
-        identity = Identity(uuid.uuid4().bytes, uuid.uuid4().bytes, shards)
+    def _make(self, shards: int, cluster: bytes) -> Identity:
+        identity = Identity(cluster, uuid.uuid4().bytes, shards)
         data = {
             "format": FORMAT,
             "cluster": identity.cluster.hex(),

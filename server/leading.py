@@ -14,9 +14,9 @@ from tickwheel.server.cluster.host import Host
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry
-from tickwheel.server.turn import Event, Leading
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
+from tickwheel.server.turn import Event, Leading
 
 log = get_logger(__name__)
 

@@ -198,7 +198,9 @@ class Node:
                 merge(rows, wants, found)
             else:
                 rows = Rows()
-        self._slot_of(namespace, name)  # still: what was read may be old if the leadership ended meanwhile
+        self._slot_of(
+            namespace, name
+        )  # still: what was read may be old if the leadership ended meanwhile
         row = rows.names.get((namespace, name), 0)
         job = rows.jobs.get(row) if row else None
         if job is None:
@@ -334,6 +336,7 @@ class Started:
     runner: Runner
     keeper: Keeper
     wal: WalPort
+    slots: dict[int, Slot]
 
 
 async def start(
@@ -369,7 +372,7 @@ async def start(
         runner.begin(slot)
     runner.start_firing()
     keeper.start()
-    return Started(Node(config, runner, keeper), runner, keeper, wal)
+    return Started(Node(config, runner, keeper), runner, keeper, wal, slots)
 
 
 async def stop(started: Started) -> None:

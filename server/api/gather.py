@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tickwheel.internal.v1.scatter_pb2 import ScatterItem, ScatterPart
 from tickwheel.server.api.lists import Item, Lists, Part, executions_page, jobs_page
-from tickwheel.server.api.route import AGAIN_S, NOT_TAKEN, PATIENCE_S, SERVICE
+from tickwheel.server.api.route import AGAIN_S, NOT_TAKEN, PATIENCE_S
 from tickwheel.server.api.times import timestamp
 from tickwheel.server.errors import NotLeader, TickwheelError
 from tickwheel.server.query import Key
@@ -101,12 +101,15 @@ class Gather:
     async def _ask_all(self, name: str, request: Any) -> list[ScatterPart]:
         others = self._cluster.others()
         data = request.SerializeToString()
-        answers = await asyncio.gather(
-            self._here(name, request),
-            *(self._cluster.forward(node, SCATTER + name, data) for node in others),
+        asked = asyncio.gather(
+            *(self._cluster.forward(node, SCATTER + name, data) for node in others)
         )
-        here, there = answers[0], answers[1:]
-        return [here, *(ScatterPart.FromString(answer) for answer in there)]
+        try:
+            here = await self._here(name, request)
+        except BaseException:
+            asked.cancel()
+            raise
+        return [here, *(ScatterPart.FromString(answer) for answer in await asked)]
 
     def _missing(self, parts: Sequence[ScatterPart]) -> list[int]:
         answered = {shard for part in parts for shard in part.shards}

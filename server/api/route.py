@@ -105,7 +105,8 @@ class Router:
         if not leader:
             return await call(request)
         answer = await self._cluster.forward(leader, method, request.SerializeToString())
-        return response_class(method).FromString(answer)
+        response: Message = response_class(method).FromString(answer)
+        return response
 
     async def answer(self, method: str, request: bytes) -> bytes:
         """Answer what another node forwarded: here or not at all. Raises NotLeader."""
@@ -138,7 +139,7 @@ class Router:
                 await asyncio.sleep(AGAIN_S)
         results.extend(result for result in found if result is not None)
 
-    async def _round(  # noqa: PLR0913 - a batch, and what is known of it
+    async def _round(
         self,
         parent: str,
         namespace: str,
@@ -151,7 +152,9 @@ class Router:
         by_leader: defaultdict[NodeName | None, list[int]] = defaultdict(list)
         for place in left:
             job = job_id_of(namespace, requests[place])
-            by_leader[self._leader(shard_of(namespace, job, self._cluster.shard_count))].append(place)
+            by_leader[self._leader(shard_of(namespace, job, self._cluster.shard_count))].append(
+                place
+            )
         for place in by_leader.pop(None, []):
             found[place] = _failed(_leaderless())
         parts = list(by_leader.values())
@@ -216,7 +219,9 @@ def response_class(method: str) -> type[Any]:
 
 
 def _method(method: str) -> Any:
-    return pb.DESCRIPTOR.services_by_name["JobService"].methods_by_name[method.removeprefix(SERVICE)]
+    return pb.DESCRIPTOR.services_by_name["JobService"].methods_by_name[
+        method.removeprefix(SERVICE)
+    ]
 
 
 def _leaderless() -> NotLeader:

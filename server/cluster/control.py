@@ -168,7 +168,8 @@ class Control:
             raise NotFound(f"no shard {shard}", reason="SHARD_NOT_FOUND")
         if epoch and seen.record.epoch != epoch:
             raise Aborted(
-                f"shard {shard} is at epoch {seen.record.epoch}, not {epoch}", reason="EPOCH_CHANGED"
+                f"shard {shard} is at epoch {seen.record.epoch}, not {epoch}",
+                reason="EPOCH_CHANGED",
             )
         if node not in seen.record.voters or node not in self._view.nodes:
             raise FailedPrecondition(

@@ -96,9 +96,8 @@ class Election:
         if seen is None or replica is None or self.stopped:
             return
         record, held = seen.record, self.held
-        now_ms = self._clock.monotonic_ms()
-        if record.leader and record.leader != self._me:
-            replica.following(leadership(record), now_ms)
+        if record.leader != self._me and (replica.leads or replica.stands):
+            replica.following(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
         if held is None or number in self._busy:
             return
@@ -112,10 +111,7 @@ class Election:
     def _begin(self, number: int, record: ShardRecord) -> None:
         """This node is named: lead, unless it does already."""
         replica = self._host.replicas[number]
-        if replica.epoch < record.epoch or not (replica.leads or replica.stands):
-            if replica.promised > record.epoch:
-                self._run(number, self._give_up(number, released=False))
-                return
+        if replica.epoch < record.epoch:
             replica.led(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
 
@@ -273,7 +269,7 @@ class Election:
             if replica.leads:
                 replica.release()
                 self._host.poke(number)
-        while self._leads_any() and self._loop.time() < until_s:
+        while self._leads_any() and self._loop.time() < until_s:  # noqa: ASYNC110 - bounded, and at the very end
             await asyncio.sleep(RELEASE_POLL_S)
 
     def _leads_any(self) -> bool:

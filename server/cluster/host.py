@@ -14,11 +14,12 @@ Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.peer_port import Peers
 from tickwheel.server.commit import Done, Proposal
 from tickwheel.server.errors import NotLeader, TickwheelError, Unavailable
@@ -27,7 +28,7 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry, Message, NodeId
 from tickwheel.server.record import Record
 from tickwheel.server.replica import Replica
-from tickwheel.server.turn import Event, Mark, Output
+from tickwheel.server.turn import Event, Leading, Mark, Output, SteppedDown
 from tickwheel.server.wal import Wal
 
 log = get_logger(__name__)
@@ -76,12 +77,14 @@ class Host:
 
     def __init__(
         self, me: NodeId, replicas: dict[int, Replica], *, wal: Wal, rights: Rights,
-        clock: BootClock, on_fatal: Callable[[BaseException], None],
+        clock: BootClock, health: Health, on_fatal: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self.me = me
         self.replicas = replicas
         self.rights = rights
         self._wal = wal
+        self._health = health
+        self._writes: deque[int] = deque()  # bounded: by what may wait for the disk
         self._clock = clock
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
@@ -147,7 +150,7 @@ class Host:
     def may_act(self, shard: int) -> bool:
         """The quorum lease: enough voters promised to let nobody else begin before a moment that is still to come."""
         replica = self.replicas.get(shard)
-        if replica is None or not replica.leads:
+        if replica is None or shard not in self._serving:
             return False
         return self.rights.until_ms(shard, replica.configs) > self._clock.monotonic_ms()
 
@@ -182,6 +185,7 @@ class Host:
 
     def _tick(self) -> None:
         now_ms = self._clock.monotonic_ms()
+        self._health.beat()
         for replica in self.replicas.values():
             if replica.tick(now_ms):
                 self._dirty.add(replica.shard)
@@ -192,6 +196,10 @@ class Host:
     def serve(self, shard: int) -> None:
         """From here on the runner drives the shard, and applies what is committed."""
         self._serving.add(shard)
+
+    def serves(self, shard: int) -> bool:
+        """True while the runner drives it."""
+        return shard in self._serving
 
     def applied(self, shard: int, index: int) -> None:
         """The table holds everything up to there."""
@@ -230,6 +238,10 @@ class Host:
             self._end_if_lost(shard)
             self._apply(shard, output.committed)
             for event in output.events:
+                if isinstance(event, Leading):
+                    self.rights.lead(shard, event.epoch)
+                elif isinstance(event, SteppedDown):
+                    self.rights.leave(shard)
                 self._hooks.event(shard, event)
 
     def _persist(self, outputs: list[tuple[int, Output]]) -> None:
@@ -240,6 +252,8 @@ class Host:
             self._send(synced)
             return
         future = self._wal.submit(records)
+        self._writes.append(self._clock.monotonic_ms())
+        self._health.writing_since_ms = self._writes[0]
         future.add_done_callback(partial(self._persisted, marks, synced))
 
     def _persisted(
@@ -248,6 +262,8 @@ class Host:
     ) -> None:  # fmt: skip
         if future.cancelled() or future.exception() is not None:
             return  # the journal failed, and says so itself: nothing is acknowledged any more
+        self._writes.popleft()
+        self._health.writing_since_ms = self._writes[0] if self._writes else 0
         for shard, mark in marks:
             replica = self.replicas.get(shard)
             if replica is not None:
@@ -283,6 +299,7 @@ class Host:
         if shard not in self._serving or self.replicas[shard].leads:
             return
         self._serving.discard(shard)
+        self.rights.leave(shard)
         pending = self._pending.pop(shard, None)
         if pending is not None:
             pending.done([pending.place], _lost())

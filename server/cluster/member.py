@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tickwheel.server.cluster import registry
 from tickwheel.server.cluster.elect import Election
+from tickwheel.server.cluster.peer_port import Member as Peer
 from tickwheel.server.cluster.peer_port import Peers
 from tickwheel.server.cluster.ports import (
     Done,
@@ -63,6 +64,14 @@ async def join(etcd: Etcd, wanted: MetaRecord) -> MetaRecord:
             metadata={"shards": str(there.shards), "configured": str(wanted.shards)},
         )
     return there
+
+
+async def _found_or_made(etcd: Etcd, wanted: MetaRecord) -> MetaRecord | None:
+    found = await etcd.get(registry.META)
+    if found is not None:
+        return decode(MetaRecord, found.item)
+    made = await etcd.transact([absent(registry.META)], [Put(registry.META, wanted.encode())])
+    return wanted if isinstance(made, Done) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +136,7 @@ class Member:
 
     def _on_held(self, held: Held) -> None:
         log.info("registered", extra={"session": held.create_revision})
+        self._peers.set_session(held.create_revision)
         self._election.session_held(held)
 
     def _on_lost(self, held: Held) -> None:
@@ -153,7 +163,7 @@ class Member:
         me = self._self.id
         self._peers.set_members(
             {
-                node: (seen.record.peer, seen.session)
+                node: Peer(seen.record.peer, seen.session)
                 for node, seen in self._view.nodes.items()
                 if node != me
             }

@@ -22,10 +22,11 @@ from tickwheel.server.message import NodeId
 
 
 class NodeSeen(NamedTuple):
-    """A node that is registered; `session` is the create revision of its key."""
+    """A node that is registered; `session` is the create revision of its key, `lease` what keeps it there."""
 
     record: NodeRecord
     session: int
+    lease: int
 
 
 class ShardSeen(NamedTuple):
@@ -73,7 +74,9 @@ class View:
                 if item is None:
                     self.nodes.pop(name, None)
                 else:
-                    self.nodes[name] = NodeSeen(decode(NodeRecord, item), item.create_revision)
+                    self.nodes[name] = NodeSeen(
+                        decode(NodeRecord, item), item.create_revision, item.lease
+                    )
             case registry.MEMBERS:
                 if item is None:
                     self.members.pop(name, None)

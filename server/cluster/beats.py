@@ -1,0 +1,110 @@
+"""Floor 3. Heartbeats between nodes: one a pair every 250 ms, for all shards; the lease, suspicion and clocks live by them.
+
+    every BEAT_S   Rights.beat ──► Beat to every registered node
+    a Beat         Holds.beat  ──► BeatAcked: for L from now no fence against what it speaks of
+    a BeatAcked    Rights.acked: the right to act reaches L behind the moment of sending
+    silence        a majority does not hear a node for 1.2 s ──► its lease in etcd is revoked, once
+
+Must never import: gRPC, protobuf, `runner`, `store`, the doors.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from tickwheel.server.cluster.peer_port import Peers
+from tickwheel.server.cluster.ports import Etcd
+from tickwheel.server.cluster.tasks import Tasks
+from tickwheel.server.cluster.view import View
+from tickwheel.server.errors import TickwheelError
+from tickwheel.server.lease import Clocks, Holds, Rights, Suspicions
+from tickwheel.server.logs import get_logger
+from tickwheel.server.message import Beat, BeatAcked, Message, NodeId
+from tickwheel.server.model import Ms
+
+log = get_logger(__name__)
+
+BEAT_S: Final = 0.25
+
+
+class Clock(Protocol):
+    """Wall time, and time that only grows."""
+
+    def now_ms(self) -> Ms:
+        """Wall time."""
+        ...
+
+    def monotonic_ms(self) -> int:
+        """Boot time."""
+        ...
+
+
+class Beats:
+    """The heart of one node."""
+
+    def __init__(  # noqa: PLR0913 - what beats and what lives by it
+        self, me: NodeId, view: View, holds: Holds, rights: Rights, *, clock: Clock, etcd: Etcd,
+        tasks: Tasks,
+    ) -> None:  # fmt: skip
+        self.clocks = Clocks()
+        self._me = me
+        self._view = view
+        self._holds = holds
+        self._rights = rights
+        self._clock = clock
+        self._etcd = etcd
+        self._tasks = tasks
+        self._suspicions = Suspicions(me)
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch: Callable[[], None]
+        self._peers: Peers
+
+    def start(self, peers: Peers, watch: Callable[[], None]) -> None:
+        """Begin to beat; `watch` is called with each beat."""
+        self._peers, self._watch = peers, watch
+        self._beat()
+
+    def stop(self) -> None:
+        """Fall silent."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        now_ms = self._clock.monotonic_ms()
+        self._suspicions.registered(self._view.nodes, now_ms)
+        unheard = self._suspicions.unheard(now_ms)
+        beat = self._rights.beat(now_ms, self._clock.now_ms(), unheard)
+        for node in self._view.nodes:
+            if node != self._me:
+                self._peers.send(node, [beat])
+        for node in self._suspicions.due(now_ms):
+            self._tasks.spawn(self._revoke(node))
+        self._watch()
+        self._timer = asyncio.get_running_loop().call_later(BEAT_S, self._beat)
+
+    async def _revoke(self, node: NodeId) -> None:
+        """A hint that comes true: its session ends now rather than when its lease does. Safe, for no right rests on it."""
+        seen = self._view.nodes.get(node)
+        if seen is None:
+            return
+        log.warning("nobody hears a node: its session is revoked", extra={"node": node})
+        try:
+            await self._etcd.revoke(seen.lease)
+        except TickwheelError as error:
+            log.warning("revoking failed: %s", error)
+
+    def receive(self, sender: NodeId, messages: Sequence[Message]) -> list[Message]:
+        """Take the beats and acks out of what arrived; what is left is for the replicas."""
+        rest: list[Message] = []
+        for message in messages:
+            match message:
+                case Beat():
+                    now_ms = self._clock.monotonic_ms()
+                    self._suspicions.heard(sender, message, now_ms)
+                    self.clocks.heard(sender, message, self._clock.now_ms(), now_ms)
+                    self._peers.send(sender, [self._holds.beat(message, now_ms)])
+                case BeatAcked():
+                    self._rights.acked(sender, message)
+                case _:
+                    rest.append(message)
+        return rest
