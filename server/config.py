@@ -114,10 +114,24 @@ class Config:
         "Where the gRPC API listens, host:port; port 0 takes a free one.")
     http_listen: str = option("127.0.0.1:7080", "Listeners",
         "Where metrics and health listen, host:port; port 0 takes a free one.")
+    peer_listen: str = option("127.0.0.1:7071", "Listeners",
+        "Where other nodes of the cluster reach this one, host:port; port 0 takes a free one.")
     insecure_listen: bool = option(False, "Listeners",
         "Allow listeners beyond loopback. There is no authentication yet: whoever reaches the port controls every job.")
     reflection: bool = option(False, "Listeners",
         "Answer gRPC server reflection.")
+
+    peer_advertise: str = option("", "Peers",
+        "The host:port that other nodes are told; empty: that of peer_listen.")
+    peer_ca: str = option("", "Peers",
+        "PEM file of the authority that signs the nodes' certificates; with peer_cert and peer_key all traffic between "
+        "nodes is mutual TLS, empty: plain.")
+    peer_cert: str = option("", "Peers",
+        "PEM file of this node's certificate, for the DNS name tickwheel-peer.")
+    peer_key: str = option("", "Peers",
+        "PEM file of its key.")
+    snapshot_bytes_per_s: int = option(0, "Peers",
+        "How fast copies of shards are sent to other nodes, all together; 0 sets no limit.", 0, 100 * GIB)
 
     segment_bytes: int = option(64 * MIB, "Journal",
         "Size of one journal segment; a multiple of 4KiB.", MIB, 4 * GIB)
@@ -207,6 +221,16 @@ class Config:
         """Return host and port of metrics and health."""
         return parse_address(self.http_listen)
 
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """Return host and port of the peers' listener."""
+        return parse_address(self.peer_listen)
+
+    @property
+    def peer_tls(self) -> bool:
+        """Return whether nodes prove to each other who they are."""
+        return bool(self.peer_ca)
+
 
 def _unit(name: str) -> str:
     if name.endswith("_ms"):
@@ -292,10 +316,14 @@ LISTS: Mapping[str, ListKind] = {
 
 
 def _relations(config: Config) -> list[Violation]:
-    found = [*_check_listener(config, "grpc_listen"), *_check_listener(config, "http_listen")]
-    same = config.grpc_listen == config.http_listen and not config.grpc_listen.endswith(":0")
+    found = [
+        v
+        for name in ("grpc_listen", "http_listen", "peer_listen")
+        for v in _check_listener(config, name)
+    ]
     broken = [
-        ("http_listen", same, "is the gRPC listener's address too"),
+        *_shared_listeners(config),
+        *_peer_relations(config),
         ("segment_bytes", config.segment_bytes % (4 * KIB) != 0, "is not a multiple of 4KiB"),
         (
             "dispatch_concurrency_per_target",
@@ -326,12 +354,61 @@ def _relations(config: Config) -> list[Violation]:
     return found
 
 
+def _shared_listeners(config: Config) -> list[tuple[str, bool, str]]:
+    grpc, http, peer = config.grpc_listen, config.http_listen, config.peer_listen
+    fixed = {address for address in (grpc, http, peer) if not address.endswith(":0")}
+    return [
+        ("http_listen", http in fixed and http == grpc, "is the gRPC listener's address too"),
+        (
+            "peer_listen",
+            peer in fixed and peer in {grpc, http},
+            "is another listener's address too",
+        ),
+    ]
+
+
+def _peer_relations(config: Config) -> list[tuple[str, bool, str]]:
+    files = (config.peer_ca, config.peer_cert, config.peer_key)
+    return [
+        (
+            "peer_ca",
+            any(files) != all(files),
+            "does not stand alone: peer_ca, peer_cert and peer_key go together",
+        ),
+        (
+            "peer_advertise",
+            bool(config.peer_advertise) and not _is_reachable(config.peer_advertise),
+            "is not host:port of this node",
+        ),
+        (
+            "peer_listen",
+            not config.peer_advertise and _is_wildcard(config.peer_listen),
+            "names no address that other nodes could call; set peer_advertise",
+        ),
+    ]
+
+
+def _is_reachable(text: str) -> bool:
+    try:
+        return parse_address(text)[1] != 0 and not _is_wildcard(text)
+    except ValueError:
+        return False
+
+
+def _is_wildcard(text: str) -> bool:
+    try:
+        return ip_address(parse_address(text)[0]).is_unspecified
+    except ValueError:
+        return False
+
+
 def _check_listener(config: Config, name: str) -> list[Violation]:
     try:
         host, _ = parse_address(getattr(config, name))
     except ValueError as error:
         return [Violation(name, f"{error}")]
-    if config.insecure_listen or is_loopback(host):
+    proven = name == "peer_listen" and config.peer_tls
+    if config.insecure_listen or proven or is_loopback(host):
         return []
     words = f"{host} is not loopback and there is no authentication yet; insecure_listen allows it"
     return [Violation(name, words)]
@@ -538,4 +615,5 @@ def _row(line: Option) -> str:
         default = show(line.default, line.unit)
     else:
         default = line.default if isinstance(line.default, str) else ",".join(line.default)
-    return f"| `{line.name}` | `{default}` | {line.allowed} | {line.rule.help} |"
+    shown = f"`{default}`" if default else "none"
+    return f"| `{line.name}` | {shown} | {line.allowed} | {line.rule.help} |"

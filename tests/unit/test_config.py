@@ -227,3 +227,47 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_numbers_are_shown_in_their_largest_whole_unit(number: int, unit: str, text: str) -> None:
     assert config.show(number, unit) == text
+
+
+# --- peers -----------------------------------------------------------------------------------
+
+TLS = {"peer_ca": "ca.pem", "peer_cert": "node.pem", "peer_key": "node.key"}
+
+
+def test_peers_are_plain_and_local_unless_told_otherwise() -> None:
+    settings = load({}, {})
+    assert settings.peer_address == ("127.0.0.1", 7071)
+    assert (settings.peer_advertise, settings.peer_tls) == ("", False)
+
+
+def test_peers_with_certificates_may_listen_beyond_loopback() -> None:
+    settings = load({"peer_listen": "10.0.0.1:7071", **TLS}, {})
+    assert settings.peer_tls
+    assert "no authentication" in refused(grpc_listen="10.0.0.1:7070", **TLS)
+    assert load({"peer_listen": "10.0.0.1:7071", "insecure_listen": True}, {}).peer_tls is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"peer_listen": "10.0.0.1:7071"}, "peer_listen: 10.0.0.1 is not loopback"),
+        ({"peer_listen": "here"}, "peer_listen: 'here' is not host:port"),
+        ({"peer_listen": "127.0.0.1:7080"}, "peer_listen: 127.0.0.1:7080 is another listener's"),
+        ({"peer_listen": "0.0.0.0:7071", **TLS}, "set peer_advertise"),
+        ({"peer_listen": "[::]:7071", **TLS}, "set peer_advertise"),
+        ({"peer_advertise": "here"}, "peer_advertise: here is not host:port of this node"),
+        ({"peer_advertise": "h:0"}, "peer_advertise: h:0 is not host:port of this node"),
+        ({"peer_advertise": "0.0.0.0:7071"}, "peer_advertise: 0.0.0.0:7071 is not host:port"),
+        ({"peer_ca": "ca.pem"}, "peer_ca: ca.pem does not stand alone"),
+        ({"peer_cert": "a", "peer_key": "b"}, "peer_ca:  does not stand alone"),
+    ],
+)
+def test_what_contradicts_itself_among_peers_is_refused(
+    flags: dict[str, object], words: str
+) -> None:
+    assert words in refused(**flags)
+
+
+def test_a_node_behind_a_wildcard_says_where_it_is() -> None:
+    settings = load({"peer_listen": "0.0.0.0:7071", "peer_advertise": "node-1:7071", **TLS}, {})
+    assert settings.peer_advertise == "node-1:7071"
