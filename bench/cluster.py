@@ -13,7 +13,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from bench.etcd import EtcdServers
+from bench.etcd import EtcdCluster
 from bench.node import Node, free_port, wait_until
 from tickwheel.v1.cluster_service_pb2 import Cluster as Map
 from tickwheel.v1.cluster_service_pb2 import GetClusterRequest, ShardState
@@ -62,7 +62,7 @@ class Cluster:
         self, directory: Path, *, nodes: int = 3, members: int = 1, options: Sequence[str] = ()
     ) -> None:
         self.directory = directory
-        self.etcd = EtcdServers(directory / "etcd", members)
+        self.etcd = EtcdCluster(directory / "etcd", members)
         self.options = list(options)
         self.nodes: list[ClusterNode] = []
         self._wanted = nodes

@@ -116,6 +116,7 @@ class App:
             open_store=self._open_store,
             open_wal=self._open_wal,
         )
+        cluster: ClusterPort
         if etcd is None or meta is None:
             started = await node.start(
                 config, devices, self._metrics, seed=secrets.randbits(64), on_fatal=self._die

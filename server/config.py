@@ -293,7 +293,7 @@ def _is_network(cidr: str) -> bool:
 
 def _is_endpoint(text: str) -> bool:
     try:
-        parse_address(text)
+        parse_address(text.removeprefix("http://").removeprefix("https://"))
     except ValueError:
         return False
     return True
@@ -311,7 +311,7 @@ LISTS: Mapping[str, ListKind] = {
     "allow_private_targets": ListKind(
         "networks in CIDR form, comma-separated", "a network such as 10.0.0.0/8", _is_network
     ),
-    "etcd": ListKind("host:port, comma-separated", "host:port", _is_endpoint),
+    "etcd": ListKind("host:port or https://host:port, comma-separated", "host:port", _is_endpoint),
 }
 
 

@@ -75,7 +75,7 @@ class _Pending(NamedTuple):
 class Host:
     """The replicas of this node. Implements `Commits` for the shards that it leads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where log, disk and peers meet
         self, me: NodeId, replicas: dict[int, Replica], *, wal: Wal, rights: Rights,
         clock: BootClock, health: Health, on_fatal: Callable[[BaseException], None],
     ) -> None:  # fmt: skip

@@ -48,14 +48,9 @@ FOUND_EVERY_S = 0.2
 
 async def join(etcd: Etcd, wanted: MetaRecord) -> MetaRecord:
     """The cluster that is there, or the one that this node makes. Raises FailedPrecondition when they disagree."""
-    while True:
-        found = await etcd.get(registry.META)
-        if found is not None:
-            there = decode(MetaRecord, found.item)
-            break
-        answer = await etcd.transact([absent(registry.META)], [Put(registry.META, wanted.encode())])
-        if isinstance(answer, Done):
-            return wanted
+    there: MetaRecord | None = None
+    while there is None:
+        there = await _found_or_made(etcd, wanted)
     if (there.shards, there.format) != (wanted.shards, wanted.format):
         raise FailedPrecondition(
             f"the cluster has {there.shards} shards and format {there.format}; this node is configured for "

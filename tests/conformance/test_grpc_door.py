@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -15,11 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.bad_input import JOB, PARENT, good_create
 from tests.fake_scheduler import FakeScheduler
 
-from tickwheel.server.api import limits
 from tickwheel.server.alone import Alone
+from tickwheel.server.api import limits
 from tickwheel.server.api.grpc import SERVICES, GrpcDoor
 from tickwheel.server.dispatch.guard import Guard
 from tickwheel.server.dispatch.headers import check_headers
+from tickwheel.server.slot import Slot
+from tickwheel.server.topology import NodeInfo
 from tickwheel.v1 import job_service_pb2 as pb
 from tickwheel.v1.job_service_pb2_grpc import JobServiceStub
 
@@ -43,7 +45,7 @@ class Calls:
 
 def alone() -> Alone:
     slots: dict[int, Slot] = dict.fromkeys(range(64), cast("Slot", None))
-    me = NodeInfo("a" * 32, "active", True, "", "", "", "", "", "")  # noqa: FBT003
+    me = NodeInfo("a" * 32, "active", True, "", "", "", "", "", "")
     return Alone("c" * 32, me, slots, lambda: 0)
 
 
@@ -220,7 +222,12 @@ async def test_a_port_that_is_taken_is_an_os_error(world: World) -> None:
         grpc_address = ("127.0.0.1", world.door.port)
 
     door = GrpcDoor(
-        Taken(), FakeScheduler(), alone(), Calls(), check_url=Guard().check_url, check_headers=check_headers
+        Taken(),
+        FakeScheduler(),
+        alone(),
+        Calls(),
+        check_url=Guard().check_url,
+        check_headers=check_headers,
     )
     with pytest.raises(OSError, match="can't listen"):
         await door.start()
