@@ -44,6 +44,8 @@ log = get_logger(__name__)
 
 RETRY_S = 0.5
 FOUND_EVERY_S = 0.2
+PLACED_AT_ONCE = 32
+"""Records of one transaction: etcd takes 128 operations."""
 
 
 async def join(etcd: Etcd, wanted: MetaRecord) -> MetaRecord:
@@ -190,14 +192,17 @@ class Member:
             for node, seen in view.nodes.items()
             if view.may_lead(node)
         }
-        for number in missing:
-            record = ShardRecord(place(number, sites, meta.replicas))
+        for at in range(0, len(missing), PLACED_AT_ONCE):
+            chunk = missing[at : at + PLACED_AT_ONCE]
+            guards = [guard for number in chunk for guard in first_guards(number)]
+            puts = [
+                Put(shard_key(n), ShardRecord(place(n, sites, meta.replicas)).encode())
+                for n in chunk
+            ]
             try:
-                await self._etcd.transact(
-                    first_guards(number), [Put(shard_key(number), record.encode())]
-                )
+                await self._etcd.transact(guards, puts)
             except TickwheelError as error:
-                log.warning("placing a shard failed: %s", error, extra={"shard": number})
+                log.warning("placing shards failed: %s", error, extra={"first": chunk[0]})
                 return False
         return not missing
 
