@@ -28,6 +28,7 @@ from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
 from tickwheel.server.errors import NotLeader, Unavailable
+from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.leading import Leaderships
 from tickwheel.server.lease import Holds, Rights
@@ -90,6 +91,7 @@ class Joined:
     beats: Beats
     slots: dict[int, Slot]
     control: Control
+    hand_over: HandOver
     forwards: Forwards
 
 
@@ -163,6 +165,8 @@ async def start(
     host.start(peers, leaderships)
     beats.start(peers, election.watch_rights)
     member.start()
+    hand_over = HandOver(me, view, host, runner, devices.clock.monotonic_ms)
+    runner.spawn(hand_over.run())
     runner.start_firing()
     keeper.start()
     control = Control(
@@ -173,7 +177,8 @@ async def start(
     node = Node(config, runner, keeper)
     return Joined(
         node, runner, keeper, wal,
-        host, member, election, view, peers, beats, slots, control, forwards,
+        host, member, election, view, peers, beats, slots, control, hand_over,
+        forwards,
     )  # fmt: skip
 
 
@@ -192,6 +197,7 @@ async def stop(joined: Joined) -> None:
     """Leave in order: firing ends, what was taken is answered, shards are released, the session is revoked."""
     joined.runner.stop_firing()
     joined.keeper.stop()
+    joined.hand_over.stop()
     await joined.runner.drain()
     await joined.election.release_all(CLOSE_S)
     joined.beats.stop()

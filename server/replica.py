@@ -488,7 +488,10 @@ class Replica:
         index = lead.committed()
         if index >= lead.start_index:
             self._ledger.commit_to(index)
-        if self.role == Role.STARTING and self.commit >= lead.start_index:
+        started = (
+            min(self.commit, self.durable) >= lead.start_index
+        )  # it is handed out with Leading
+        if self.role == Role.STARTING and started:
             self.role = Role.LEADING
             lead.active = True
             self._ledger.event(Leading(self.epoch))

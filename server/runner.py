@@ -77,6 +77,9 @@ CREATES_STOP_SHARE = 0.8
 
 STORE_BUSY_S = 0.01
 
+BLOCKED_S = 0.005
+"""How soon a shard is looked at again that has something due but may not fire."""
+
 IDLE_MS = 500
 """The longest sleep of the firing timer: how soon a step of the host's clock is noticed."""
 
@@ -208,7 +211,7 @@ class Runner:
         room = Room(GROUP_COMMANDS_MAX, min(GROUP_BYTES_MAX, self._commits.record_bytes_max // 4))
         for number in list(self._ready):
             slot = self._ready[number]
-            if slot.busy:
+            if slot.busy or (slot.paused and not slot.leading):
                 continue
             if room.full:
                 self._kick()
@@ -221,7 +224,8 @@ class Runner:
 
     def _take(self, slot: Slot, room: Room) -> Work:
         leading, slot.leading = split(slot.leading, room.take(slot.leading))
-        count = room.take([command for command, _, _ in slot.waiting[: room.commands]])
+        offered = [] if slot.paused else slot.waiting[: room.commands]
+        count = room.take([command for command, _, _ in offered])
         taken, slot.waiting = split(slot.waiting, count)
         self.waiting_count -= len(taken)
         slot.busy = True
@@ -356,6 +360,18 @@ class Runner:
         self.slots[slot.shard.number] = slot
         self.touch(slot)
 
+    def pause(self, slot: Slot) -> None:
+        """Fire nothing more of this shard and take nothing new, but log what the leader has to: it is handed over."""
+        slot.paused = True
+
+    def resume(self, slot: Slot) -> None:
+        """It was not handed over after all."""
+        slot.paused = False
+        self._ready[slot.shard.number] = slot
+        self._kick()
+        self.touch(slot)
+        self._arm()
+
     def resign(self, number: int) -> None:
         """Let go of a shard: who waits is told to ask again, what is in flight may not be sent any more."""
         slot = self.slots.pop(number, None)
@@ -433,17 +449,18 @@ class Runner:
         """Fire a slice of every shard that has something due, then sleep or come again at once."""
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
+        blocked = False
         for slot in self.slots.values():
             if room <= 0 or now_ms < self.hold_until_ms:
                 break
-            if (
-                slot.next_ms is not None
-                and slot.next_ms <= now_ms
-                and self._commits.may_act(slot.shard.number)
-            ):
+            if slot.next_ms is None or slot.next_ms > now_ms:
+                continue
+            if slot.paused or not self._commits.may_act(slot.shard.number):
+                blocked = True
+            else:
                 room -= self._fire_slot(slot, now_ms, min(FIRE_SLICE, room))
-        if room <= 0:
-            self._timer = self._loop.call_later(0.001, self._ring)
+        if room <= 0 or blocked:
+            self._timer = self._loop.call_later(0.001 if room <= 0 else BLOCKED_S, self._ring)
         else:
             self._arm()
 

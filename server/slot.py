@@ -19,7 +19,7 @@ from tickwheel.server.command import (
     Update,
 )
 from tickwheel.server.draft import Rows
-from tickwheel.server.errors import TickwheelError, Unavailable
+from tickwheel.server.errors import NotLeader, TickwheelError
 from tickwheel.server.model import Effects, JobRow, Ms, Row
 from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants
@@ -70,6 +70,7 @@ class Slot:
     frozen_at: Applied = field(default_factory=Applied)
     ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
     led: bool = False
+    paused: bool = False
 
     def leads(self, epoch: int) -> bool:
         """True while this node leads the shard in that epoch."""
@@ -77,7 +78,7 @@ class Slot:
 
     def end(self) -> None:
         """The leadership is over: forget all that was its own, and keep what is applied."""
-        self.led = self.busy = self.warming = False
+        self.led = self.paused = self.busy = self.warming = False
         self.leading, self.cold = [], []
         self.next_ms = None
         self.index = self.applied
@@ -135,12 +136,9 @@ class Room:
         return count
 
 
-def leadership_lost() -> Unavailable:
-    """What callers are told whose command was not decided before the leadership ended: repeat it."""
-    return Unavailable(
-        "this node does not lead the job's shard any more; repeat the call, with the same request_id",
-        reason="LEADERSHIP_LOST",
-    )
+def leadership_lost() -> NotLeader:
+    """What callers are told whose command was not begun before the leadership ended: nothing was done."""
+    return NotLeader("this node does not lead the job's shard any more; repeat the call")
 
 
 def weight(command: Command) -> int:
