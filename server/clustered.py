@@ -24,6 +24,7 @@ from tickwheel.server.cluster.member import Member, Self
 from tickwheel.server.cluster.peer_port import Forwarded, Owner, Peers, SnapshotFiles
 from tickwheel.server.cluster.ports import Etcd
 from tickwheel.server.cluster.registry import MetaRecord
+from tickwheel.server.cluster.reshape import Patience, Reshape
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
@@ -40,7 +41,7 @@ from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
-from tickwheel.server.turn import ReplicaOptions
+from tickwheel.server.turn import Event, ReplicaOptions
 from tickwheel.server.wal import Wal
 
 log = get_logger(__name__)
@@ -92,6 +93,7 @@ class Joined:
     slots: dict[int, Slot]
     control: Control
     hand_over: HandOver
+    reshape: Reshape
     forwards: Forwards
 
 
@@ -144,7 +146,16 @@ async def start(
         me, cluster.etcd, view, host, clock=devices.clock, rng=Random(f"{seed}:election"),  # noqa: S311
         spawn=tasks.spawn,
     )  # fmt: skip
-    leaderships = Leaderships(slots, runner, keeper, host, election.event)
+    reshape = Reshape(
+        me, view, host, election, replicas=cluster.meta.replicas,
+        now_ms=devices.clock.monotonic_ms, patience=Patience(config.replace_ms, config.shrink_ms),
+    )  # fmt: skip
+
+    def more(number: int, event: Event) -> None:
+        election.event(number, event)
+        reshape.event(number, event)
+
+    leaderships = Leaderships(slots, runner, keeper, host, more)
     beats = Beats(me, view, holds, rights, clock=devices.clock, etcd=cluster.etcd, tasks=tasks)
     forwards = Forwards()
     peers = await cluster.make_peers(
@@ -167,6 +178,7 @@ async def start(
     member.start()
     hand_over = HandOver(me, view, host, runner, devices.clock.monotonic_ms)
     runner.spawn(hand_over.run())
+    runner.spawn(reshape.run())
     runner.start_firing()
     keeper.start()
     control = Control(
@@ -177,7 +189,7 @@ async def start(
     node = Node(config, runner, keeper)
     return Joined(
         node, runner, keeper, wal,
-        host, member, election, view, peers, beats, slots, control, hand_over,
+        host, member, election, view, peers, beats, slots, control, hand_over, reshape,
         forwards,
     )  # fmt: skip
 
@@ -198,6 +210,7 @@ async def stop(joined: Joined) -> None:
     joined.runner.stop_firing()
     joined.keeper.stop()
     joined.hand_over.stop()
+    joined.reshape.stop()
     await joined.runner.drain()
     await joined.election.release_all(CLOSE_S)
     joined.beats.stop()

@@ -194,6 +194,10 @@ class Config:
         "Copies of each shard. Fixed when the cluster is made: the first node decides.", 1, 7)
     min_copies: int = option(2, "Cluster",
         "Copies that a change of a client must have; with fewer voters it is refused. Outcomes go on.", 1, 7)
+    replace_ms: int = option(5 * MINUTE_MS, "Cluster",
+        "How long a node may be gone before a spare host takes its copies.", SECOND_MS, DAY_MS)
+    shrink_ms: int = option(MINUTE_MS, "Cluster",
+        "Without a spare: how long before the copies of a node that is gone do not count any more.", SECOND_MS, DAY_MS)
     tail_bytes: int = option(64 * MIB, "Cluster",
         "Memory for log entries that a follower may still lack; one that is further behind takes a snapshot.",
         MIB, 16 * GIB)

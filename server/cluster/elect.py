@@ -74,7 +74,7 @@ class Election:
         self._host = host
         self._clock = clock
         self._rng = rng
-        self._spawn = spawn
+        self.spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._busy: set[int] = set()
         self._standing: dict[int, asyncio.TimerHandle] = {}
@@ -159,7 +159,7 @@ class Election:
                 self._busy.discard(number)
             self.consider(number)
 
-        self._spawn(run())
+        self.spawn(run())
 
     async def _take_over(self, number: int, seen: ShardSeen, held: Held) -> None:
         record = seen.record
