@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 from tickwheel.server import node
 from tickwheel.server.api import ops
 from tickwheel.server.api.grpc import GrpcDoor
+from tickwheel.server.backup import Backups, Origin
 from tickwheel.server.clock import SystemClock
 from tickwheel.server.config import Config
 from tickwheel.server.dispatch.dispatcher import Dispatcher, Limits
@@ -42,6 +43,7 @@ from tickwheel.server.metrics import Metrics
 from tickwheel.server.record import Record
 from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.store import ShardStore, StoreOptions, StoreThreads
+from tickwheel.server.store.install import settle
 from tickwheel.server.store.sqlite import translate
 from tickwheel.server.wal import WalThread
 from tickwheel.version import VERSION
@@ -89,6 +91,8 @@ class App:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, "resolver"))
         self._directory = DataDirectory(Path(config.data_dir), shards=config.shards)
+        for line in settle(self._directory.path / "shards"):
+            log.warning(line)
         for flag, address in (
             ("--http-listen", config.http_address),
             ("--grpc-listen", config.grpc_address),
@@ -121,6 +125,7 @@ class App:
             check_url=self._guard.check_url,
             check_headers=check_headers,
             reflection=config.reflection,
+            backups=self._make_backups(self._started),
         )
         port = await self._grpc.start()
         self._phase = "serving"
@@ -146,6 +151,16 @@ class App:
                 config.dispatch_queue_max,
             ),
             version=VERSION,
+        )
+
+    def _make_backups(self, started: node.Started) -> Backups:
+        identity = self._directory.identity
+        return Backups(
+            Path(self._config.backup_dir) if self._config.backup_dir else None,
+            self._directory.path / "shards",
+            Origin(identity.cluster.hex(), identity.store.hex(), VERSION),
+            runner=started.runner,
+            keeper=started.keeper,
         )
 
     def _open_store(self, number: int) -> ShardStore:

@@ -107,6 +107,8 @@ class Config:
         "Directory of the journal and the stores; one process owns it.")
     shards: int = option(64, "Node",
         "How many shards. Fixed when the data directory is created.", 1, 1_024)
+    backup_dir: str = option("", "Node",
+        "Directory of this machine below which `tickwheel backup` makes its own. Empty: no backups.")
     drain_timeout_ms: int = option(10 * SECOND_MS, "Node",
         "How long a stop waits for requests in flight.", 0, 10 * MINUTE_MS)
 
@@ -222,7 +224,9 @@ def _check(line: Option, value: Value) -> list[Violation]:
             if not _is_network(cidr)
         ]
     if isinstance(value, str):
-        fits = bool(value) and (not line.rule.choices or value in line.rule.choices)
+        fits = (bool(value) or not line.default) and (
+            not line.rule.choices or value in line.rule.choices
+        )
     else:
         fits = isinstance(value, bool) or line.rule.low <= value <= line.rule.high
     return [] if fits else [Violation(line.name, f"{value!r} is not {line.allowed}")]

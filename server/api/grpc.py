@@ -26,6 +26,7 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  #
 from grpc_reflection.v1alpha import reflection as reflections
 
 from tickwheel.server.api import limits
+from tickwheel.server.api.admin import Backups, create_backup
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.creates import Creator
 from tickwheel.server.api.errors import abort_with, to_status
@@ -105,6 +106,7 @@ class GrpcDoor:
         check_headers: Callable[[Sequence[tuple[str, str]], str], Sequence[Violation]],
         body_bytes_max: int = limits.BODY_BYTES_MAX,
         reflection: bool = False,
+        backups: Backups | None = None,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -114,6 +116,7 @@ class GrpcDoor:
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
         self._creator = Creator(scheduler, converter)
         self._calls = method_table(scheduler, converter)
+        self._backups = backups
         self.port = 0
 
     async def start(self) -> int:
@@ -160,15 +163,20 @@ class GrpcDoor:
             call = self._create_stream if bulk else _later(method)
             return grpc.stream_stream_rpc_method_handler(self._wrapped(method, call), **codec)
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._wrapped(method, _later(method)), **codec
-            )
+            backup = method.full_name == "tickwheel.v1.AdminService.CreateBackup"
+            call = self._create_backup if backup and self._backups else _later(method)
+            return grpc.unary_stream_rpc_method_handler(self._wrapped(method, call), **codec)
         unary = self._calls.get(method.full_name)
         call = _later(method) if unary is None else _parsed(unary, method)
         return grpc.unary_unary_rpc_method_handler(self._wrapped(method, call), **codec)
 
     async def _create_stream(self, messages: AsyncIterator[Any], context: Context) -> None:
         await CreateStream(self._creator, context).serve(_creates(messages))
+
+    async def _create_backup(self, request: bytes, context: Context) -> None:
+        assert self._backups is not None, "the method is served only where backups can be made"
+        message = read_message(admin_service_pb2.CreateBackupRequest, request)
+        await create_backup(self._backups, message, context)
 
     def _wrapped(
         self, method: MethodDescriptor, call: Callable[[Any, Context], Awaitable[Any]]

@@ -212,7 +212,7 @@ def take(
 
 def _take(store: Path, shard: int, directory: Path, keep_free_bytes: int) -> Snapshot:
     main = store / main_name(shard)
-    _want_room(directory, _sizes(store, shard), keep_free_bytes)
+    want_room(directory, files_bytes(store, shard), keep_free_bytes)
     with reading(main) as source:
         found = source.execute("SELECT * FROM applied").fetchone()
         if found is None:
@@ -270,12 +270,14 @@ def _days(store: Path, shard: int) -> list[Path]:
     return sorted(days, key=days.__getitem__, reverse=True)
 
 
-def _sizes(store: Path, shard: int) -> int:
+def files_bytes(store: Path, shard: int) -> int:
+    """The most that a snapshot of the shard can take."""
     paths = [store / main_name(shard), *_days(store, shard)]
     return sum(history.sqlite_bytes(path) for path in paths)
 
 
-def _want_room(directory: Path, wanted_bytes: int, keep_free_bytes: int) -> None:
+def want_room(directory: Path, wanted_bytes: int, keep_free_bytes: int = KEEP_FREE_BYTES) -> None:
+    """Raise ResourceExhausted (SNAPSHOT_NO_ROOM) unless the disk takes so much and keeps some free."""
     found = os.statvfs(directory)
     free_bytes = found.f_bavail * found.f_frsize
     if free_bytes < wanted_bytes + keep_free_bytes:

@@ -6,6 +6,7 @@ command line also works where only the client is installed.
 
 import click
 
+from tickwheel.cli.backup import backup, restore
 from tickwheel.cli.completion import completion
 from tickwheel.cli.executions import executions
 from tickwheel.cli.jobs import jobs
@@ -34,5 +35,5 @@ def main() -> None:
     """
 
 
-for _command in (serve, jobs, executions, preview, completion):
+for _command in (serve, jobs, executions, preview, backup, restore, completion):
     main.add_command(_command)
