@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.unit import shard_kit as kit
 
-from tickwheel.server import codec, restore as room
+from tickwheel.server import codec
+from tickwheel.server import restore as room
 from tickwheel.server.errors import FailedPrecondition, ResourceExhausted
 from tickwheel.server.identity import DataDirectory
 from tickwheel.server.model import (
