@@ -26,13 +26,15 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from tickwheel.server import clustered, node
+from tickwheel.server import node
 from tickwheel.server.alone import Alone
 from tickwheel.server.api import ops
 from tickwheel.server.api.grpc import GrpcDoor
 from tickwheel.server.assembly import make_devices, reach_etcd
+from tickwheel.server.backup import Backups, Origin
 from tickwheel.server.clock import SystemClock
 from tickwheel.server.cluster.etcd import EtcdClient
+from tickwheel.server.clustered import ClusterNode
 from tickwheel.server.config import Config
 from tickwheel.server.dispatch.dispatcher import Dispatcher, Limits
 from tickwheel.server.dispatch.guard import Guard
@@ -46,6 +48,7 @@ from tickwheel.server.metrics import Metrics
 from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.recovery import WalIdentity, WalOptions
 from tickwheel.server.store import ShardStore, StoreOptions, StoreThreads
+from tickwheel.server.store.install import settle
 from tickwheel.server.store.sqlite import translate
 from tickwheel.server.topology import ClusterPort, NodeInfo
 from tickwheel.server.wal import WalThread
@@ -79,7 +82,7 @@ class App:
         self._metrics = Metrics(self._registry)
         self._ops = ops.OpsServer(ops.make_app(self._registry, self.unready))
         self._phase = "starting"
-        self._started: node.Started | clustered.Joined | None = None
+        self._started: node.Started | ClusterNode | None = None
         self._etcd: EtcdClient
         self._guard = Guard(
             allow=config.allow_private_targets,
@@ -101,6 +104,8 @@ class App:
             shards=config.shards,
             cluster=bytes.fromhex(meta.cluster) if meta else None,
         )
+        for line in settle(self._directory.path / "shards"):
+            log.warning(line)
         for flag, address in (
             ("--http-listen", config.http_address),
             ("--grpc-listen", config.grpc_address),
@@ -124,7 +129,7 @@ class App:
             self._started, cluster = started, self._alone(started)
         else:
             self._etcd = etcd
-            joined = await clustered.start(
+            joined = ClusterNode(
                 config,
                 devices,
                 make_devices(config, etcd, meta, self._directory, self._clock),
@@ -132,6 +137,7 @@ class App:
                 seed=secrets.randbits(64),
                 on_fatal=self._die,
             )
+            await joined.start()
             self._started, cluster = joined, joined.control
         gc.freeze()
         await self._open_door(cluster)
@@ -154,9 +160,10 @@ class App:
             check_url=self._guard.check_url,
             check_headers=check_headers,
             reflection=config.reflection,
+            backups=self._make_backups(self._started),
         )
-        if isinstance(self._started, clustered.Joined):
-            self._started.forwards.door = self._grpc.answer
+        if isinstance(self._started, ClusterNode):
+            self._started.door = self._grpc.answer
         port = await self._grpc.start()
         self._phase = "serving"
         log.info(
@@ -198,6 +205,16 @@ class App:
                 config.dispatch_queue_max,
             ),
             version=VERSION,
+        )
+
+    def _make_backups(self, started: node.Started | ClusterNode) -> Backups:
+        identity = self._directory.identity
+        return Backups(
+            Path(self._config.backup_dir) if self._config.backup_dir else None,
+            self._directory.path / "shards",
+            Origin(identity.cluster.hex(), identity.store.hex(), VERSION),
+            runner=started.runner,
+            keeper=started.keeper,
         )
 
     def _open_store(self, number: int) -> ShardStore:
@@ -247,8 +264,8 @@ class App:
         await self._grpc.stop(GRPC_GRACE_S)
         self._started.runner.stop_firing()
         await self._dispatcher.drain(self._config.drain_timeout_ms)
-        if isinstance(self._started, clustered.Joined):
-            await clustered.stop(self._started)
+        if isinstance(self._started, ClusterNode):
+            await self._started.stop()
             await self._etcd.close()
         else:
             await node.stop(self._started)

@@ -69,6 +69,7 @@ def make_devices(
         ),
         health=health,
         stored=lambda: stored_shards(directory.path / "shards"),
+        shards=directory.path / "shards",
     )
 
 

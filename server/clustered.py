@@ -11,8 +11,9 @@ Must never import: the doors.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from tickwheel.server.cluster.beats import Beats
@@ -21,30 +22,29 @@ from tickwheel.server.cluster.elect import Election
 from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.member import Member, Self
-from tickwheel.server.cluster.peer_port import Forwarded, Owner, Peers, SnapshotFiles
+from tickwheel.server.cluster.peer_port import Forwarded, Owner, Peers
 from tickwheel.server.cluster.ports import Etcd
 from tickwheel.server.cluster.registry import MetaRecord
 from tickwheel.server.cluster.reshape import Patience, Reshape
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
-from tickwheel.server.errors import NotLeader, Unavailable
+from tickwheel.server.copies import TAKE_SNAPSHOT, Copies
+from tickwheel.server.errors import NotLeader
 from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.leading import Leaderships
 from tickwheel.server.lease import Holds, Rights
 from tickwheel.server.log import recovered
-from tickwheel.server.logs import get_logger
+from tickwheel.server.message import Message, NodeId
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.node import RETRY_AFTER_MS, Devices, Node, open_slot
 from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
-from tickwheel.server.turn import Event, ReplicaOptions
+from tickwheel.server.turn import Event, ReplicaOptions, SnapshotWanted
 from tickwheel.server.wal import Wal
-
-log = get_logger(__name__)
 
 CLOSE_S = 3.0
 """How long a stop waits for the others to be told."""
@@ -60,162 +60,170 @@ class ClusterDevices:
     myself: Self
     health: Health
     stored: Callable[[], list[int]]
+    shards: Path
 
 
-class Forwards:
-    """Calls that other nodes forward; the door answers them, once it is there."""
+class Shelf:
+    """The shards that this node holds: their stores, and their logs as the journal has them."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, config: Config, devices: Devices, seed: int,
+        opened: tuple[Mapping[int, ShardMark], Iterable[Record], Wal],
+    ) -> None:  # fmt: skip
+        self.slots: dict[int, Slot] = {}
+        self.replicas: dict[int, Replica] = {}
+        self._config = config
+        self._open_store = devices.open_store
+        self._start_ms = devices.clock.now_ms()
+        self._seed = seed
+        self._marks = opened[0]
+        self._records: defaultdict[int, list[Record]] = defaultdict(list)
+        for record in opened[1]:
+            self._records[record.shard].append(record)
+        self._holds: Holds
+        self._options = ReplicaOptions(tail_bytes_max=config.tail_bytes // config.shards)
+
+    def recover(self, me: NodeId, stored: Iterable[int], holds: Holds) -> None:
+        """Open everything that is there. Raises StoreFailed, LogBroken."""
+        self._me, self._holds = me, holds
+        for number in sorted({*stored, *self._records}):
+            self.hold(number)
+
+    def hold(self, number: int) -> Replica:
+        """Open a shard, one without any history if need be."""
+        slot = self.slots[number] = self.open(number)
+        applied = slot.store.applied
+        found = recovered(
+            self._marks.get(number, ShardMark()),
+            self._records.pop(number, []),
+            applied.index,
+            applied.epoch,
+        )
+        replica = Replica(number, self._me, found, options=self._options, holds=self._holds)
+        self.replicas[number] = replica
+        return replica
+
+    def open(self, number: int) -> Slot:
+        """A shard's store, and what is in memory of it."""
+        return open_slot(
+            self._config, number, self._open_store, start_ms=self._start_ms, seed=self._seed
+        )
+
+
+class ClusterNode:
+    """A node that is part of a cluster: its parts, and the order in which they start and stop."""
+
+    def __init__(
+        self, config: Config, devices: Devices, cluster: ClusterDevices, metrics: Metrics, *,
+        seed: int, on_fatal: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self._cluster = cluster
+        clock, me = devices.clock, cluster.myself.id
+        opened = devices.open_wal()
+        self.wal = opened[2]
+        self._shelf = Shelf(config, devices, seed, opened)
+        self.slots = self._shelf.slots
+        holds = Holds(clock.monotonic_ms())
+        rights = Rights(me, clock.monotonic_ms())
+        self.host = Host(
+            me, self._shelf.replicas, wal=self.wal, rights=rights, clock=clock,
+            health=cluster.health, on_fatal=on_fatal,
+        )  # fmt: skip
+        self.runner = Runner(
+            config, clock, commits=self.host, store=devices.store, dispatch=devices.dispatch,
+            metrics=metrics, on_fatal=on_fatal,
+        )  # fmt: skip
+        self._shelf.recover(me, cluster.stored(), holds)
+        self.keeper = Keeper(config, self.runner, self.slots, self.wal, metrics)
+        self.node = Node(config, self.runner, self.keeper)
+        self.view = View()
+        self.tasks = Tasks(on_fatal)
+        self.election = Election(
+            me, cluster.etcd, self.view, self.host, clock=clock,
+            rng=Random(f"{seed}:election"), spawn=self.tasks.spawn,  # noqa: S311 - spreads tries
+        )  # fmt: skip
+        self.reshape = Reshape(
+            me, self.view, self.host, self.election, replicas=cluster.meta.replicas,
+            now_ms=clock.monotonic_ms, patience=Patience(config.replace_ms, config.shrink_ms),
+        )  # fmt: skip
+        self.beats = Beats(
+            me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
+        )
+        self.copies = Copies(
+            cluster.shards, self.slots, self.runner, self.keeper, self.host,
+            reopen=self._shelf.open,
+        )  # fmt: skip
+        self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
+        self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
+        self.peers: Peers
+        self.control: Control
+        self._clock = clock
+        self._member: Member
 
-    async def answer(self, call: Forwarded) -> bytes:
-        """Have the door answer. Raises TickwheelError."""
+    async def start(self) -> None:
+        """Listen, register, follow; leaderships come by themselves. Raises OSError."""
+        cluster, me = self._cluster, self._cluster.myself.id
+        self.peers = self.copies.peers = await cluster.make_peers(
+            Owner(
+                on_messages=self._receive,
+                on_connected=self.host.connected,
+                on_disconnected=self.host.disconnected,
+                on_forward=self._answer,
+                open_snapshot=self.copies.open,
+            )
+        )
+        self.control = Control(
+            me, cluster.meta, self.view, self.host, etcd=cluster.etcd, peers=self.peers,
+            clock=self._clock, led=lambda: tuple(self.runner.slots),
+        )  # fmt: skip
+        self._member = Member(
+            cluster.myself, cluster.meta, cluster.etcd, self.view, election=self.election,
+            peers=self.peers, tasks=self.tasks, hold=self._hold,
+        )  # fmt: skip
+        self._member.on_change(self.control.changed)
+        self.host.start(self.peers, self.leaderships)
+        self.beats.start(self.peers, self.election.watch_rights)
+        self._member.start()
+        self.tasks.spawn(self.hand_over.run())
+        self.tasks.spawn(self.reshape.run())
+        self.runner.start_firing()
+        self.keeper.start()
+
+    async def stop(self) -> None:
+        """Leave in order: firing ends, what was taken is answered, shards are released, the session is revoked."""
+        self.runner.stop_firing()
+        self.keeper.stop()
+        self.hand_over.stop()
+        self.reshape.stop()
+        await self.runner.drain()
+        await self.election.release_all(CLOSE_S)
+        self.beats.stop()
+        self.host.stop()
+        await self._member.stop()
+        await self.peers.close()
+        await self.keeper.flush()
+        await self.keeper.checkpoint()
+
+    def _hold(self, number: int) -> None:
+        if number not in self._shelf.replicas:
+            self.host.adopt(self._shelf.hold(number))
+
+    def _receive(self, sender: NodeId, _session: int, messages: Sequence[Message]) -> None:
+        self.host.receive(sender, self.beats.receive(sender, messages))
+
+    def _event(self, number: int, event: Event) -> None:
+        if isinstance(event, SnapshotWanted):
+            self.tasks.spawn(self.copies.offer(number, event.peer))
+        self.election.event(number, event)
+        self.reshape.event(number, event)
+
+    async def _answer(self, call: Forwarded) -> bytes:
+        """What another node asks of this one. Raises TickwheelError."""
+        if call.method == TAKE_SNAPSHOT:
+            self.copies.take(int(call.request), call.sender)
+            return b""
         if self.door is None:
             raise NotLeader("this node is starting", retry_after_ms=RETRY_AFTER_MS)
         async with asyncio.timeout(call.timeout_s):
             return await self.door(call.method, call.request)
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A node that is part of a cluster: its parts, for the doors and for stopping."""
-
-    node: Node
-    runner: Runner
-    keeper: Keeper
-    wal: Wal
-    host: Host
-    member: Member
-    election: Election
-    view: View
-    peers: Peers
-    beats: Beats
-    slots: dict[int, Slot]
-    control: Control
-    hand_over: HandOver
-    reshape: Reshape
-    forwards: Forwards
-
-
-async def start(
-    config: Config,
-    devices: Devices,
-    cluster: ClusterDevices,
-    metrics: Metrics,
-    *,
-    seed: int,
-    on_fatal: Callable[[BaseException], None],
-) -> Joined:
-    """Bring a node up and into its cluster; it leads nothing yet when this returns. Raises Fatal, OSError."""
-    start_ms = devices.clock.now_ms()
-    me = cluster.myself.id
-    marks, records, wal = devices.open_wal()
-    by_shard = _by_shard(records)
-    holds = Holds(devices.clock.monotonic_ms())
-    slots: dict[int, Slot] = {}
-    replicas: dict[int, Replica] = {}
-    options = ReplicaOptions(tail_bytes_max=config.tail_bytes // config.shards)
-
-    def hold(number: int) -> None:
-        if number in slots:
-            return
-        slots[number] = slot = open_slot(
-            config, number, devices.open_store, start_ms=start_ms, seed=seed
-        )
-        applied = slot.store.applied
-        found = recovered(
-            marks.get(number, ShardMark()), by_shard.pop(number, []), applied.index, applied.epoch
-        )
-        host.adopt(Replica(number, me, found, options=options, holds=holds))
-
-    rights = Rights(me, devices.clock.monotonic_ms())
-    host = Host(
-        me, replicas, wal=wal, rights=rights, clock=devices.clock, health=cluster.health,
-        on_fatal=on_fatal,
-    )  # fmt: skip
-    runner = Runner(
-        config, devices.clock, commits=host, store=devices.store, dispatch=devices.dispatch,
-        metrics=metrics, on_fatal=on_fatal,
-    )  # fmt: skip
-    for number in sorted({*cluster.stored(), *by_shard}):
-        hold(number)
-    keeper = Keeper(config, runner, slots, wal, metrics)
-    view = View()
-    tasks = Tasks(on_fatal)
-    election = Election(
-        me, cluster.etcd, view, host, clock=devices.clock, rng=Random(f"{seed}:election"),  # noqa: S311
-        spawn=tasks.spawn,
-    )  # fmt: skip
-    reshape = Reshape(
-        me, view, host, election, replicas=cluster.meta.replicas,
-        now_ms=devices.clock.monotonic_ms, patience=Patience(config.replace_ms, config.shrink_ms),
-    )  # fmt: skip
-
-    def more(number: int, event: Event) -> None:
-        election.event(number, event)
-        reshape.event(number, event)
-
-    leaderships = Leaderships(slots, runner, keeper, host, more)
-    beats = Beats(me, view, holds, rights, clock=devices.clock, etcd=cluster.etcd, tasks=tasks)
-    forwards = Forwards()
-    peers = await cluster.make_peers(
-        Owner(
-            on_messages=lambda sender, _session, messages: host.receive(
-                sender, beats.receive(sender, messages)
-            ),
-            on_connected=host.connected,
-            on_disconnected=host.disconnected,
-            on_forward=forwards.answer,
-            open_snapshot=_no_snapshot,
-        )
-    )
-    member = Member(
-        cluster.myself, cluster.meta, cluster.etcd, view, election=election, peers=peers,
-        tasks=tasks, hold=hold,
-    )  # fmt: skip
-    host.start(peers, leaderships)
-    beats.start(peers, election.watch_rights)
-    member.start()
-    hand_over = HandOver(me, view, host, runner, devices.clock.monotonic_ms)
-    runner.spawn(hand_over.run())
-    runner.spawn(reshape.run())
-    runner.start_firing()
-    keeper.start()
-    control = Control(
-        me, cluster.meta, view, host, etcd=cluster.etcd, peers=peers, clock=devices.clock,
-        led=lambda: tuple(runner.slots),
-    )  # fmt: skip
-    member.on_change(control.changed)
-    node = Node(config, runner, keeper)
-    return Joined(
-        node, runner, keeper, wal,
-        host, member, election, view, peers, beats, slots, control, hand_over, reshape,
-        forwards,
-    )  # fmt: skip
-
-
-async def _no_snapshot(shard: int) -> SnapshotFiles:
-    raise Unavailable(f"no snapshot of shard {shard} yet")
-
-
-def _by_shard(records: Iterable[Record]) -> dict[int, list[Record]]:
-    found: defaultdict[int, list[Record]] = defaultdict(list)
-    for record in records:
-        found[record.shard].append(record)
-    return dict(found)
-
-
-async def stop(joined: Joined) -> None:
-    """Leave in order: firing ends, what was taken is answered, shards are released, the session is revoked."""
-    joined.runner.stop_firing()
-    joined.keeper.stop()
-    joined.hand_over.stop()
-    joined.reshape.stop()
-    await joined.runner.drain()
-    await joined.election.release_all(CLOSE_S)
-    joined.beats.stop()
-    joined.host.stop()
-    await joined.member.stop()
-    await joined.peers.close()
-    await joined.keeper.flush()
-    await joined.keeper.checkpoint()

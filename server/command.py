@@ -59,6 +59,13 @@ class Prepared(NamedTuple):
 # --- commands of users -----------------------------------------------------------------------------------------------
 
 
+class Moved(NamedTuple):
+    """What a job keeps that comes from another server. Of `status` the times of creation and of falling due are made anew."""
+
+    uid: bytes
+    status: Status
+
+
 class Create(NamedTuple):
     """Make a job. `fresh`: the server chose the name at random, so it cannot exist yet."""
 
@@ -67,6 +74,12 @@ class Create(NamedTuple):
     prepared: Prepared
     fresh: bool = False
     validate_only: bool = False
+    moved: Moved | None = None
+
+    @property
+    def origin(self) -> bytes:
+        """What the job is known by when the create is repeated."""
+        return self.moved.status.origin if self.moved else self.prepared.digest
 
 
 class Update(NamedTuple):

@@ -107,6 +107,8 @@ class Config:
         "Directory of the journal and the stores; one process owns it.")
     shards: int = option(64, "Node",
         "How many shards. Fixed when the data directory is created.", 1, 1_024)
+    backup_dir: str = option("", "Node",
+        "Directory of this machine below which `tickwheel backup` makes its own. Empty: no backups.")
     drain_timeout_ms: int = option(10 * SECOND_MS, "Node",
         "How long a stop waits for requests in flight.", 0, 10 * MINUTE_MS)
 

@@ -28,8 +28,10 @@ from tickwheel.server.command import (
     Expire,
     JobView,
     Missed,
+    Moved,
     NamedCommand,
     Pause,
+    Prepared,
     Redrive,
     Reply,
     Resume,
@@ -99,14 +101,12 @@ def _create(draft: Draft, command: Create) -> JobView:
     row = 0 if command.fresh else draft.find(command.namespace, command.name)
     if row:
         return _created_before(draft, row, command)
-    uid = (draft.now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
-    first_ms = _first_occurrence(draft, command)
-    due_ms = first_ms
-    if prepared.jitter_ms:
-        due_ms += schedule.jitter(uid, first_ms, prepared.jitter_ms)
-    status = Status(
-        JobState.SCHEDULED, 1, draft.now_ms, draft.now_ms, first_ms, due_ms, origin=prepared.digest
-    )
+    if command.moved is None:
+        uid = (draft.now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
+        status = _new_status(draft, command, uid)
+    else:
+        uid = command.moved.uid
+        status = _moved_status(draft, prepared, command.moved)
     job = JobRow(command.namespace, command.name, uid, prepared.spec, b"", prepared.labels)
     if command.validate_only:
         return JobView(0, job, status)
@@ -115,9 +115,32 @@ def _create(draft: Draft, command: Create) -> JobView:
     return JobView(row, job, status)
 
 
+def _new_status(draft: Draft, command: Create, uid: bytes) -> Status:
+    first_ms = _first_occurrence(draft, command)
+    due_ms = first_ms
+    if command.prepared.jitter_ms:
+        due_ms += schedule.jitter(uid, first_ms, command.prepared.jitter_ms)
+    return Status(
+        JobState.SCHEDULED, 1, draft.now_ms, draft.now_ms, first_ms, due_ms, origin=command.origin
+    )
+
+
+def _moved_status(draft: Draft, prepared: Prepared, moved: Moved) -> Status:
+    """A job of another server goes on where it was; what fell due on the way is for its policies."""
+    spec, now_ms = decode_spec(prepared.spec), draft.now_ms
+    status = moved.status._replace(create_ms=now_ms, update_ms=now_ms)
+    if status.state in {JobState.SCHEDULED, JobState.PAUSED}:
+        return settle(armed(status, moved.uid, spec), spec, now_ms)
+    if status.state == JobState.CANCELLED:
+        status = status._replace(cancel=pack_answer(Cancellation.DISPATCH_UNKNOWN, 0))
+    elif status.state == JobState.DISABLED and not prepared.once:
+        status = status._replace(next_ms=prepared.plan.next_after(now_ms) or 0)
+    return status._replace(due_ms=now_ms + spec.retention_ms)
+
+
 def _created_before(draft: Draft, row: Row, command: Create) -> JobView:
     job, status = known_job(draft, row, command)
-    if status.origin != command.prepared.digest:
+    if status.origin != command.origin:
         raise AlreadyExists(
             f"job {command.name!r} exists with other content; choose another job_id, or update it",
             metadata={"job": command.name, "namespace": command.namespace, "uid": job.uid.hex()},

@@ -226,7 +226,8 @@ class Keeper:
         """First what an earlier flush could not write, then what is new: so that after a flush the store has it all."""
         slots = [slot for slot in self._slots.values() if wanted(slot.shard.table)]
         for at in range(0, len(slots), SHARDS_PER_FLUSH):
-            await self._flush_some(slots[at : at + SHARDS_PER_FLUSH])
+            there = [slot for slot in slots[at : at + SHARDS_PER_FLUSH] if not slot.retired]
+            await self._flush_some(there)
 
     async def _flush_some(self, slots: list[Slot]) -> None:
         """Flush these shards. On a full disk their sets stay frozen, new work is refused, and the next flush retries."""
@@ -270,6 +271,8 @@ class Keeper:
         """Make the stores durable, shard by shard, then let go of the WAL segments that they cover."""
         durable: dict[int, int] = {}
         for slot in list(self._slots.values()):
+            if slot.retired:
+                continue
             try:
                 await self._runner.store.flush(slot.store.checkpoint)
             except StoreFailed as error:
@@ -284,14 +287,15 @@ class Keeper:
         """Unlink the history files whose days are over."""
         day = (self._runner.clock.now_ms() - self.config.history_ms) // MS_PER_DAY
         for slot in list(self._slots.values()):
-            await self._runner.store.flush(partial(slot.store.expire, day))
+            if not slot.retired:
+                await self._runner.store.flush(partial(slot.store.expire, day))
 
     async def trim_history(self) -> None:
         """Hold busy jobs to their retention: the newest executions, of the last days."""
         now_ms = self._runner.clock.now_ms()
         for slot in list(self._slots.values()):
             busy = [row for row, count in slot.ended_since_trim.items() if count >= TRIM_AFTER]
-            if busy:
+            if busy and not slot.retired:
                 await self._runner.store.flush(partial(_trim, slot, busy, now_ms))
                 for row in busy:
                     del slot.ended_since_trim[row]

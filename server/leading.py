@@ -40,7 +40,9 @@ class Leaderships:
 
     def apply(self, shard: int, entries: Sequence[LogEntry]) -> None:
         """Bring a follower's table up to date."""
-        slot = self._slots[shard]
+        slot = self._slots.get(shard)
+        if slot is None:
+            return  # a snapshot takes its place, which holds all this
         table = slot.shard.table
         before_bytes = table.bytes_held
         for entry in entries:

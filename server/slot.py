@@ -71,6 +71,7 @@ class Slot:
     ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
     led: bool = False
     paused: bool = False
+    retired: bool = False
 
     def leads(self, epoch: int) -> bool:
         """True while this node leads the shard in that epoch."""

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tickwheel.server.api import names
+from tickwheel.server.api import moved, names
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.errors import to_status
 from tickwheel.server.api.limits import BATCH_JOBS_MAX
@@ -64,8 +64,9 @@ class Creator:
         else:
             job_id = names.random_job_id()
             fresh = True
+        kept = moved.take(request) if request.moved else None
         prepared = self._converter.prepare(request.job, self._scheduler.now_ms())
-        return Create(namespace, job_id, prepared, fresh, request.validate_only)
+        return Create(namespace, job_id, prepared, fresh, request.validate_only, kept)
 
     async def batch(
         self,

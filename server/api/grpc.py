@@ -11,7 +11,7 @@ Must never import: rooms below but `command`, `errors`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import grpc
@@ -26,6 +26,7 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  #
 from grpc_reflection.v1alpha import reflection as reflections
 
 from tickwheel.server.api import limits
+from tickwheel.server.api.admin import Backups, create_backup
 from tickwheel.server.api.cluster import ClusterDoor
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.creates import Creator
@@ -110,6 +111,7 @@ class GrpcDoor:
         check_headers: Callable[[Sequence[tuple[str, str]], str], Sequence[Violation]],
         body_bytes_max: int = limits.BODY_BYTES_MAX,
         reflection: bool = False,
+        backups: Backups | None = None,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -119,6 +121,7 @@ class GrpcDoor:
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
         self._cluster = ClusterDoor(cluster)
         self._exchange = Exchange.make(scheduler, converter, cluster)
+        self._backups = backups
         self.port = 0
 
     async def start(self) -> int:
@@ -168,17 +171,19 @@ class GrpcDoor:
             bulk = method.full_name == "tickwheel.v1.JobService.StreamCreateJobs"
             call = self._create_stream if bulk else _later(method)
             return grpc.stream_stream_rpc_method_handler(self._wrapped(method, call), **codec)
-        if method.full_name == "tickwheel.v1.ClusterService.WatchCluster":
-            return grpc.unary_stream_rpc_method_handler(
-                self._wrapped(method, self._watch_cluster), **codec
-            )
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._wrapped(method, _later(method)), **codec
-            )
+            call = self._streams().get(method.full_name) or _later(method)
+            return grpc.unary_stream_rpc_method_handler(self._wrapped(method, call), **codec)
         unary = self._exchange.calls.get(method.full_name)
         call = _later(method) if unary is None else _parsed(unary, method)
         return grpc.unary_unary_rpc_method_handler(self._wrapped(method, call), **codec)
+
+    def _streams(self) -> Mapping[str, Callable[[bytes, Context], Awaitable[None]]]:
+        """The calls that answer with a stream."""
+        streams = {"tickwheel.v1.ClusterService.WatchCluster": self._watch_cluster}
+        if self._backups is not None:
+            streams["tickwheel.v1.AdminService.CreateBackup"] = self._create_backup
+        return streams
 
     async def _create_stream(self, messages: AsyncIterator[Any], context: Context) -> None:
         await CreateStream(self._exchange.router, context).serve(_creates(messages))
@@ -187,6 +192,11 @@ class GrpcDoor:
         message = read_message(cluster_service_pb2.WatchClusterRequest, request)
         async for response in self._cluster.watch_cluster(message):
             await context.write(response)
+
+    async def _create_backup(self, request: bytes, context: Context) -> None:
+        assert self._backups is not None, "the method is served only where backups can be made"
+        message = read_message(admin_service_pb2.CreateBackupRequest, request)
+        await create_backup(self._backups, message, context)
 
     def _wrapped(
         self, method: MethodDescriptor, call: Callable[[Any, Context], Awaitable[Any]]

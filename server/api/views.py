@@ -31,6 +31,8 @@ def job_message(view: JobView, *, full: bool) -> job_pb2.Job:
     message.generation = status.generation
     message.state = int(status.state)  # type: ignore[assignment]  # equal numbers, held by a test
     message.last_outcome = status.last_outcome  # type: ignore[assignment]
+    if full:
+        message.origin = status.origin
     message.running_count = view.running
     message.started_count = status.run
     message.succeeded_count = status.succeeded

@@ -34,10 +34,14 @@ class Shell:
 
     def __call__(self, *words: str, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *flags, "-c", MAIN, *words],
+            self.command(*words, flags=flags),
             capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
             cwd=self.directory, env=self.environment,
         )  # fmt: skip
+
+    def command(self, *words: str, flags: Sequence[str] = ()) -> list[str]:
+        """The command line of its process."""
+        return [sys.executable, *flags, "-c", MAIN, *words]
 
     def good(self, *words: str) -> str:
         """What it prints; it must succeed."""

@@ -116,7 +116,7 @@ def test_a_file_says_everything_itself(address: str, tmp_path: Path) -> None:
 
 
 def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    with bulk._progress() as told:
+    with bulk.shown_progress("made") as told:
         for made in range(1, 20_001):
             told(made, 0)
     assert capsys.readouterr().err == "10,000 made, 0 failed\n20,000 made, 0 failed\n"
@@ -129,7 +129,7 @@ def test_on_a_terminal_progress_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    with bulk._progress() as told:
+    with bulk.shown_progress("made") as told:
         told(1_234, 5)
     assert "1,234 made, 5 failed" in terminal.getvalue()
 

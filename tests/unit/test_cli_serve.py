@@ -74,9 +74,9 @@ def test_a_wrong_option_ends_with_two(
 
 def test_without_the_server_it_says_how_to_get_it() -> None:
     missing = ModuleNotFoundError("No module named 'uvloop'", name="uvloop")
-    assert "pip install 'tickwheel[server]'" in str(serve_module._missing(missing))
+    assert "pip install 'tickwheel[server]'" in str(serve_module.missing(missing))
     own = ModuleNotFoundError("No module named 'tickwheel.x'", name="tickwheel.x")
-    assert serve_module._missing(own) is own
+    assert serve_module.missing(own) is own
 
 
 def test_the_command_is_the_node() -> None:

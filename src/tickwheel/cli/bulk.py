@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, cast
@@ -52,25 +53,34 @@ class Load:
 
     def requests(self) -> "Iterator[CreateJobRequest]":
         """A request of each line that can be read; the others are reported."""
+        for number, request in self.numbered():
+            self._numbers.append(number)
+            yield request
+
+    def numbered(self, from_line: int = 1) -> "Iterator[tuple[int, CreateJobRequest]]":
+        """As `requests`, with the lines' numbers, from one of them on."""
         for number, line in enumerate(_lines(self._source), start=1):
-            if not line.strip():
+            if number < from_line or not line.strip():
                 continue
             try:
                 request = read_line(line, f"{self._digest}-{number}")
             except ValueError as error:
                 self.fault(number, str(error))
                 continue
-            self._numbers.append(number)
-            yield request
+            yield number, request
 
     def note(self, result: "Loaded") -> None:
-        """Count one result."""
+        """Count one result of `requests`."""
+        self.note_line(self._numbers[result.index], result)
+
+    def note_line(self, number: int, result: "Loaded") -> None:
+        """Count the result of a line."""
         if result.error is None:
             self.made += 1
         elif result.error.code in _LOST:
             self.lost = result.error
         else:
-            self.fault(self._numbers[result.index], str(result.error))
+            self.fault(number, str(result.error))
 
     def fault(self, number: int, reason: str) -> None:
         self.failed += 1
@@ -82,8 +92,8 @@ class Load:
 
 def load_file(settings: Settings, name: str) -> None:
     """Make a job of each line of a file, or of standard input (`-`). Ends with 1 if a line failed."""
-    with _opened(name) as source, _progress() as told, settings.connect() as client:
-        load = Load(source, _digest(source))
+    with opened(name) as source, shown_progress("made") as told, settings.connect() as client:
+        load = Load(source, digest(source))
         for result in client.load(load.requests()):
             load.note(result)
             told(load.made, load.failed)
@@ -98,7 +108,7 @@ def load_file(settings: Settings, name: str) -> None:
 
 
 @contextmanager
-def _opened(name: str) -> Generator[IO[bytes]]:
+def opened(name: str) -> Generator[IO[bytes]]:
     """The file; standard input is set aside first, since it is read twice."""
     if name != "-":
         with Path(name).open("rb") as file:
@@ -111,7 +121,8 @@ def _opened(name: str) -> Generator[IO[bytes]]:
         yield cast("IO[bytes]", kept)
 
 
-def _digest(source: IO[bytes]) -> str:
+def digest(source: IO[bytes]) -> str:
+    """What the requests of a file are known by, when it is loaded again. Leaves the file at its beginning."""
     digest = hashlib.sha256()
     source.seek(0)
     while chunk := source.read(1024 * 1024):
@@ -153,10 +164,10 @@ def read_line(line: bytes, request_id: str) -> "CreateJobRequest":
 
 
 @contextmanager
-def _progress() -> Generator[Progress]:
+def shown_progress(what: str) -> Generator[Progress]:
     """A bar on a terminal; elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        yield _plain_progress
+        yield partial(_plain_progress, what)
         return
     from rich.console import Console  # noqa: PLC0415 - on a terminal alone
     from rich.progress import Progress as Bar  # noqa: PLC0415
@@ -167,11 +178,11 @@ def _progress() -> Generator[Progress]:
         task = bar.add_task("starting")
 
         def told(made: int, failed: int) -> None:
-            bar.update(task, description=f"{made:,} made, {failed:,} failed")
+            bar.update(task, description=f"{made:,} {what}, {failed:,} failed")
 
         yield told
 
 
-def _plain_progress(made: int, failed: int) -> None:
+def _plain_progress(what: str, made: int, failed: int) -> None:
     if (made + failed) % _PLAIN_STEP == 0:
-        click.echo(f"{made:,} made, {failed:,} failed", err=True)
+        click.echo(f"{made:,} {what}, {failed:,} failed", err=True)

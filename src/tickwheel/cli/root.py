@@ -6,9 +6,11 @@ command line also works where only the client is installed.
 
 import click
 
+from tickwheel.cli.backup import backup, restore
 from tickwheel.cli.completion import completion
 from tickwheel.cli.executions import executions
 from tickwheel.cli.jobs import jobs
+from tickwheel.cli.moving import export, import_
 from tickwheel.cli.preview import preview
 from tickwheel.cli.serve import serve
 from tickwheel.cli.settings import EXIT_CODES, with_connection, with_output
@@ -34,5 +36,5 @@ def main() -> None:
     """
 
 
-for _command in (serve, jobs, executions, preview, completion):
+for _command in (serve, jobs, executions, preview, export, import_, backup, restore, completion):
     main.add_command(_command)

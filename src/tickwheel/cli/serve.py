@@ -22,11 +22,11 @@ def _config_module() -> ModuleType:
     try:
         from tickwheel.server import config  # noqa: PLC0415 - the client's command line works without
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
+        raise missing(error) from error
     return config
 
 
-def _missing(error: ModuleNotFoundError) -> Exception:
+def missing(error: ModuleNotFoundError) -> Exception:
     """Say how to get what only the server needs. A module of our own that is missing is a fault, and shown as one."""
     if error.name is None or error.name.startswith("tickwheel"):
         return error
@@ -81,7 +81,7 @@ def _node() -> "Callable[[Config], int]":
     try:
         from tickwheel.server.__main__ import serve as run  # noqa: PLC0415 - see the top
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
+        raise missing(error) from error
     return run
 
 

@@ -111,6 +111,11 @@ class AdminServiceStub(object):
                 request_serializer=tickwheel_dot_v1_dot_admin__service__pb2.DeleteSecretRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.CreateBackup = channel.unary_stream(
+                '/tickwheel.v1.AdminService/CreateBackup',
+                request_serializer=tickwheel_dot_v1_dot_admin__service__pb2.CreateBackupRequest.SerializeToString,
+                response_deserializer=tickwheel_dot_v1_dot_admin__service__pb2.CreateBackupResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -222,6 +227,16 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateBackup(self, request, context):
+        """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
+        goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
+        stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
+        FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -299,6 +314,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DeleteSecret,
                     request_deserializer=tickwheel_dot_v1_dot_admin__service__pb2.DeleteSecretRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'CreateBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.CreateBackup,
+                    request_deserializer=tickwheel_dot_v1_dot_admin__service__pb2.CreateBackupRequest.FromString,
+                    response_serializer=tickwheel_dot_v1_dot_admin__service__pb2.CreateBackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -707,6 +727,33 @@ class AdminService(object):
             '/tickwheel.v1.AdminService/DeleteSecret',
             tickwheel_dot_v1_dot_admin__service__pb2.DeleteSecretRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tickwheel.v1.AdminService/CreateBackup',
+            tickwheel_dot_v1_dot_admin__service__pb2.CreateBackupRequest.SerializeToString,
+            tickwheel_dot_v1_dot_admin__service__pb2.CreateBackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

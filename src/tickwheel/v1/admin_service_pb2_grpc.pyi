@@ -66,6 +66,12 @@ class AdminServiceStub:
     """Rotates a secret: the old payload signs beside the new one for `overlap`."""
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSecretRequest, _empty_pb2.Empty]
     """Removes a secret. Attempts that need it fail from then on."""
+    CreateBackup: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.CreateBackupRequest, _admin_service_pb2.CreateBackupResponse]
+    """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
+    goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
+    stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
+    FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -102,6 +108,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Rotates a secret: the old payload signs beside the new one for `overlap`."""
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSecretRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a secret. Attempts that need it fail from then on."""
+    CreateBackup: _aio.UnaryStreamMultiCallable[_admin_service_pb2.CreateBackupRequest, _admin_service_pb2.CreateBackupResponse]  # type: ignore[assignment]
+    """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
+    goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
+    stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
+    FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Namespaces with their quotas, API keys, secrets. Needs the role ADMIN; secrets: EDITOR of their namespace."""
@@ -225,5 +237,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Removes a secret. Attempts that need it fail from then on."""
+
+    @_abc_1.abstractmethod
+    def CreateBackup(
+        self,
+        request: _admin_service_pb2.CreateBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.CreateBackupResponse], _abc.AsyncIterator[_admin_service_pb2.CreateBackupResponse]]:
+        """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
+        goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
+        stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
+        FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

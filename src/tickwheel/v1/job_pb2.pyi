@@ -226,6 +226,7 @@ class Job(_message.Message):
     SUCCEEDED_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`namespaces/{namespace}/jobs/{job}`. Both names match `[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?`."""
     uid: _builtins.str
@@ -260,6 +261,8 @@ class Job(_message.Message):
     """Executions that failed, ever."""
     skipped_count: _builtins.int
     """Occurrences skipped or missed, ever."""
+    origin: _builtins.bytes
+    """What the create that made the job is known by, when it is repeated: a hash of its content. In FULL."""
     @_builtins.property
     def schedule(self) -> _schedule_pb2.Schedule:
         """When."""
@@ -371,10 +374,11 @@ class Job(_message.Message):
         succeeded_count: _builtins.int = ...,
         failed_count: _builtins.int = ...,
         skipped_count: _builtins.int = ...,
+        origin: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_after", b"expire_after", "flow_control", b"flow_control", "http_target", b"http_target", "jitter", b"jitter", "last_time", b"last_time", "misfire", b"misfire", "next_time", b"next_time", "on_failure", b"on_failure", "on_success", b"on_success", "retention", b"retention", "retry_policy", b"retry_policy", "schedule", b"schedule", "target", b"target", "update_time", b"update_time", "window", b"window", "worker_target", b"worker_target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "description", b"description", "etag", b"etag", "expire_after", b"expire_after", "failed_count", b"failed_count", "flow_control", b"flow_control", "generation", b"generation", "http_target", b"http_target", "jitter", b"jitter", "labels", b"labels", "last_outcome", b"last_outcome", "last_time", b"last_time", "max_executions", b"max_executions", "misfire", b"misfire", "name", b"name", "next_time", b"next_time", "on_failure", b"on_failure", "on_success", b"on_success", "overlap_policy", b"overlap_policy", "retention", b"retention", "retry_policy", b"retry_policy", "running_count", b"running_count", "schedule", b"schedule", "skipped_count", b"skipped_count", "started_count", b"started_count", "state", b"state", "succeeded_count", b"succeeded_count", "target", b"target", "uid", b"uid", "update_time", b"update_time", "window", b"window", "worker_target", b"worker_target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "description", b"description", "etag", b"etag", "expire_after", b"expire_after", "failed_count", b"failed_count", "flow_control", b"flow_control", "generation", b"generation", "http_target", b"http_target", "jitter", b"jitter", "labels", b"labels", "last_outcome", b"last_outcome", "last_time", b"last_time", "max_executions", b"max_executions", "misfire", b"misfire", "name", b"name", "next_time", b"next_time", "on_failure", b"on_failure", "on_success", b"on_success", "origin", b"origin", "overlap_policy", b"overlap_policy", "retention", b"retention", "retry_policy", b"retry_policy", "running_count", b"running_count", "schedule", b"schedule", "skipped_count", b"skipped_count", "started_count", b"started_count", "state", b"state", "succeeded_count", b"succeeded_count", "target", b"target", "uid", b"uid", "update_time", b"update_time", "window", b"window", "worker_target", b"worker_target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["http_target", "worker_target"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

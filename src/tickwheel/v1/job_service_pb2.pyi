@@ -187,6 +187,7 @@ class CreateJobRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`namespaces/{namespace}`. Inside a batch or stream: empty, or the same as there."""
     job_id: _builtins.str
@@ -199,9 +200,14 @@ class CreateJobRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Check and answer, but make nothing."""
+    moved: _builtins.bool
+    """The job was read from another server, in FULL, and goes on here: of its output-only fields `uid`, `origin`, `state`,
+    `generation`, `next_time`, `last_time`, `last_outcome` and the counts hold. What fell due on the way fires late, as
+    its policies say. Needs `job_id`; a create that is repeated meets the job by its `origin`.
+    """
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job. Its `name` is ignored, as are all output-only fields."""
+        """The job. Its `name` is ignored, as are all output-only fields unless it is `moved`."""
 
     def __init__(
         self,
@@ -211,10 +217,11 @@ class CreateJobRequest(_message.Message):
         job: _job_pb2.Job | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        moved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "job_id", b"job_id", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "job_id", b"job_id", "moved", b"moved", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
