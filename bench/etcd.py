@@ -194,7 +194,7 @@ class EtcdCluster:
         try:
             member.ask("/v3/kv/range", {"key": _text("ready")})
         except urllib.error.HTTPError as error:
-            return error.code < 500  # noqa: PLR2004 — refused for want of a user: it is there
+            return error.code < 500  # refused for want of a user: it is there
         except OSError:
             return False
         return True

@@ -16,20 +16,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
 from tickwheel.etcd import rpc_service_pb2 as rpc
-from tickwheel.server.cluster.etcd_link import metadata
-from tickwheel.server.cluster.etcd_wire import Verdict, judge, refusal
+from tickwheel.server.cluster.etcd_link import EtcdOptions, Member, NotConnected, metadata
+from tickwheel.server.cluster.etcd_wire import Keys, Verdict, judge, refusal
 from tickwheel.server.cluster.ports import Batch, Event, Listing, Reset
 from tickwheel.server.errors import DeadlineExceeded, PermissionDenied, Unavailable
 from tickwheel.server.logs import get_logger
-
-if TYPE_CHECKING:
-    from tickwheel.server.cluster.etcd import EtcdClient, Member
 
 log = get_logger(__name__)
 
@@ -55,8 +52,37 @@ class _Denied(Exception):
     """Etcd doesn't let us watch; the token may be old."""
 
 
+class Client(Protocol):
+    """What a watch needs of the client that it belongs to."""
+
+    options: EtcdOptions
+    keys: Keys
+    closed: bool
+
+    @property
+    def member(self) -> Member:
+        """Who is asked now."""
+        ...
+
+    def leave(self, member: Member) -> None:
+        """Ask the next one from now on."""
+        ...
+
+    async def token(self, member: Member) -> str:
+        """Return a token, empty if none is needed. Raises NotConnected, AioRpcError."""
+        ...
+
+    def forget_token(self) -> None:
+        """Log in again before the next call."""
+        ...
+
+    async def list(self, prefix: str) -> Listing:
+        """See `ports.Etcd`."""
+        ...
+
+
 async def follow(
-    client: "EtcdClient", prefix: str, from_revision: int
+    client: Client, prefix: str, from_revision: int
 ) -> AsyncGenerator[Batch | Reset, None]:
     """See `ports.Etcd.watch`."""
     follower = _Follower(client, prefix, from_revision)
@@ -77,7 +103,7 @@ async def follow(
 class _Follower:
     """Where a watch is. `revision` is the next one to be told of; 0: list first."""
 
-    def __init__(self, client: "EtcdClient", prefix: str, revision: int) -> None:
+    def __init__(self, client: Client, prefix: str, revision: int) -> None:
         self.revision = revision
         self._client = client
         self._prefix = prefix
@@ -128,9 +154,7 @@ class _Follower:
         except _Denied as error:
             raise self._lost_by_denial(str(error)) from error
 
-    async def _open(self, member: "Member") -> Any:
-        from tickwheel.server.cluster.etcd import NotConnected  # noqa: PLC0415 - they need each other
-
+    async def _open(self, member: Member) -> Any:
         client = self._client
         if client.closed:
             raise Unavailable("the client of etcd is closed", reason="ETCD_CLOSED")
@@ -218,7 +242,7 @@ def _refuse(response: rpc.WatchResponse) -> None:
 class _Reader:
     """Reads a stream, and asks whether somebody is there when it is silent."""
 
-    def __init__(self, call: Any, options: Any) -> None:
+    def __init__(self, call: Any, options: EtcdOptions) -> None:
         self._call = call
         self._probe_s = options.watch_probe_ms / 1_000
         self._patience_s = (options.watch_silence_ms - options.watch_probe_ms) / 1_000
