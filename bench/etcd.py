@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -210,9 +210,11 @@ class EtcdCluster:
                 return member
         raise LookupError("no member leads")
 
-    def compact(self, revision: int) -> None:
+    def compact(self, revision: int, member: Member | None = None) -> None:
         """Forget what was before a revision."""
-        self.members[0].ask("/v3/kv/compaction", {"revision": str(revision), "physical": True})
+        (member or self.members[0]).ask(
+            "/v3/kv/compaction", {"revision": str(revision), "physical": True}
+        )
 
     def revision(self) -> int:
         """The store's revision now."""
@@ -247,8 +249,3 @@ class EtcdCluster:
 
 def _text(key: str) -> str:
     return base64.b64encode(key.encode()).decode()
-
-
-def endpoints(members: Sequence[Member]) -> tuple[str, ...]:
-    """Of some members."""
-    return tuple(member.endpoint for member in members)

@@ -15,7 +15,7 @@ Must never import: other rooms of floor 3.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, Protocol
 
 import grpc
@@ -136,15 +136,15 @@ class _Follower:
         member = self._client.member
         try:
             call = await self._open(member)
+            reader = _Reader(call, self._client.options)
             try:
-                reader = _Reader(call, self._client.options)
                 await self._greeted(await reader.next())
                 while True:
                     events = await self._collect(reader)
                     self.revision = events[-1].revision + 1
                     yield Batch(tuple(events), events[-1].revision)
             finally:
-                call.cancel()
+                await reader.close()
         except _BROKEN as error:
             self._client.leave(member)
             raise self._lost(error) from error
@@ -246,20 +246,22 @@ class _Reader:
         self._call = call
         self._probe_s = options.watch_probe_ms / 1_000
         self._patience_s = (options.watch_silence_ms - options.watch_probe_ms) / 1_000
+        self._probing: asyncio.Future[None] | None = None
 
     async def next(self) -> rpc.WatchResponse:
         """Return the next answer. Raises StreamLost when none comes though asked for."""
         reading = asyncio.ensure_future(self._call.read())
         try:
-            if not await self._wait(reading, self._probe_s):
-                progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
-                writing = asyncio.ensure_future(self._call.write(progress))
-                try:
-                    if not await self._wait(reading, self._patience_s):
-                        raise StreamLost("silent")
-                finally:
-                    await _drop(writing)
+            if not await _wait(reading, self._probe_s):
+                self._probe()
+                if not await _wait(reading, self._patience_s):
+                    raise StreamLost("silent")
             response = await reading
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise StreamLost("the connection was closed") from None
         finally:
             await _drop(reading)
         if response is grpc.aio.EOF:
@@ -267,10 +269,28 @@ class _Reader:
         assert isinstance(response, rpc.WatchResponse), "the stub knows its messages"
         return response
 
-    @staticmethod
-    async def _wait(task: "asyncio.Future[Any]", timeout_s: float) -> bool:
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
-        return bool(done)
+    async def close(self) -> None:
+        """End the stream."""
+        self._call.cancel()
+        if self._probing is not None:
+            await _drop(self._probing)
+
+    def _probe(self) -> None:
+        """Ask, unless the last question is still on its way: to cancel a write would cancel the stream."""
+        if self._probing is None or self._probing.done():
+            progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+            self._probing = asyncio.ensure_future(_quietly(self._call.write(progress)))
+
+
+async def _quietly(writing: Awaitable[None]) -> None:
+    """What is wrong with a stream is told to who reads it."""
+    with contextlib.suppress(*_BROKEN):
+        await writing
+
+
+async def _wait(task: "asyncio.Future[Any]", timeout_s: float) -> bool:
+    done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    return bool(done)
 
 
 async def _drop(task: "asyncio.Future[Any]") -> None:
