@@ -210,11 +210,9 @@ class EtcdCluster:
                 return member
         raise LookupError("no member leads")
 
-    def compact(self, revision: int, member: Member | None = None) -> None:
+    def compact(self, revision: int) -> None:
         """Forget what was before a revision."""
-        (member or self.members[0]).ask(
-            "/v3/kv/compaction", {"revision": str(revision), "physical": True}
-        )
+        self.members[0].ask("/v3/kv/compaction", {"revision": str(revision), "physical": True})
 
     def revision(self) -> int:
         """The store's revision now."""
