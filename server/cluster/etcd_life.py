@@ -198,16 +198,15 @@ class Life:
                 continue
             reply = yield Renew(held.lease) if well else Probe(held.lease)
             now_ms = reply.now_ms
-            if reply.fault != Fault.NONE or not well:
-                next_ms = now_ms + RETRY_MS
             if reply.fault != Fault.NONE:
+                next_ms = now_ms + RETRY_MS
                 continue
             if reply.ttl_s <= 0:
                 self._remembered = 0
                 return
             if well:
                 self._extend(reply)
-                next_ms = reply.sent_ms + third_ms
+            next_ms = reply.sent_ms + third_ms
 
     def _extend(self, reply: Reply) -> None:
         """Count from when the request left: the answer may have been under way for as long as it likes."""
