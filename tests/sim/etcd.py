@@ -124,7 +124,7 @@ class SimEtcd:
         self._reach: dict[str, Reach] = {}
         self._stale_until_s = 0.0
         self._stale: dict[int, int] = {}
-        self._news: set[asyncio.Event] = set()
+        self._news: dict[asyncio.Event, None] = {}  # in the order they came: a set has none
         self._scan: asyncio.TimerHandle | None = None
         self._leases = 0
 
@@ -249,11 +249,11 @@ class SimEtcd:
 
     def listen(self, event: asyncio.Event) -> None:
         """Set it whenever something changes."""
-        self._news.add(event)
+        self._news[event] = None
 
     def forget(self, event: asyncio.Event) -> None:
         """No more."""
-        self._news.discard(event)
+        self._news.pop(event, None)
 
     def _announce(self) -> None:
         for event in self._news:
