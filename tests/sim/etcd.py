@@ -42,7 +42,7 @@ from tickwheel.server.cluster.ports import (
     Reset,
     absent,
 )
-from tickwheel.server.errors import FailedPrecondition, TickwheelError, Unavailable
+from tickwheel.server.errors import TickwheelError, Unavailable
 
 T = TypeVar("T")
 
@@ -485,8 +485,6 @@ class SimSession:
             reply = reply._replace(fault=Fault.FAILED)
         except LeaseGone:
             reply = reply._replace(fault=Fault.LEASE_GONE)
-        except FailedPrecondition:
-            reply = reply._replace(fault=Fault.EXISTS)
         return reply._replace(now_ms=self._now_ms())
 
     async def _perform(self, ask: life.Ask, reply: Reply) -> Reply:

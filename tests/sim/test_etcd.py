@@ -264,6 +264,9 @@ class Storm:
                 value = int(found.item.value) if found else 0
                 guard = revision_is(found.item) if found else absent("counter")
                 done = await node.port.transact([guard], [Put("counter", b"%d" % (value + 1))])
+            except asyncio.CancelledError:
+                self.unsure += 1  # it may be under way
+                raise
             except OutcomeUnknown:
                 self.unsure += 1
                 self.marks["unknown"] += 1

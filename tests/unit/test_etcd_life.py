@@ -136,18 +136,21 @@ def test_an_id_is_saved_before_it_is_used(driver: Driver) -> None:
     assert driver.kinds() == [Save, Save, Save, Grant]
 
 
-def test_a_grant_is_tried_again_with_the_same_id(driver: Driver) -> None:
-    driver.answers[Grant] = [failed, lambda reply: reply._replace(fault=Fault.EXISTS)]
+def test_a_grant_that_is_not_answered_is_revoked_and_its_id_never_used_again(
+    driver: Driver,
+) -> None:
+    driver.answers[Grant] = [failed, gone]
     driver.until(Gained)
-    assert driver.kinds() == [Save, Grant, Grant, Renew, Register, Gained]
-    assert {ask.lease for ask in driver.asks if isinstance(ask, Grant | Renew)} == {11}
-
-
-def test_a_lease_that_exists_and_is_gone_again_is_granted_again(driver: Driver) -> None:
-    driver.answers[Grant] = [lambda reply: reply._replace(fault=Fault.EXISTS)]
-    driver.answers[Renew] = [gone]
-    driver.until(Gained)
-    assert driver.kinds() == [Save, Grant, Renew, Grant, Register, Gained]
+    assert [ask for ask in driver.asks if isinstance(ask, Save | Grant | Revoke)] == [
+        Save(11),
+        Grant(11, TTL_S),
+        Revoke(11),
+        Save(12),
+        Grant(12, TTL_S),
+        Revoke(12),
+        Save(13),
+        Grant(13, TTL_S),
+    ]
 
 
 def test_a_registration_is_tried_again(driver: Driver) -> None:
