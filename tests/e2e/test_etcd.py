@@ -74,15 +74,6 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def until_holds(etcd: Etcd, key: str, value: bytes) -> None:
-    async with asyncio.timeout(SETTLE_S):
-        while True:
-            found = await etcd.get(key)
-            if found is not None and found.item.value == value:
-                return
-            await asyncio.sleep(0.05)
-
-
 class Believer:
     """Knows of the keys below `k/` what a watch says."""
 
@@ -280,7 +271,9 @@ async def test_a_write_that_is_not_answered_is_unknown(one: EtcdCluster) -> None
             await client.transact([], [Put("k/1", b"1")])
         assert time.monotonic() - begun_s < 2.0
         one.members[0].resume()
-        await until_holds(client, "k/1", b"1")  # it was under way: this one did happen, in the end
+        await put(
+            client, "k/1", b"2"
+        )  # whether it happened or not: who reads first goes on from what is there
 
 
 async def test_calls_under_way_end_when_the_client_is_closed(one: EtcdCluster) -> None:
@@ -470,6 +463,45 @@ async def test_the_deadline_counts_from_when_the_request_left(one: EtcdCluster) 
         assert session.deadline_ms <= SystemClock().monotonic_ms() + 8_000
         assert session.deadline_ms >= paused_until_ms - 1_500 + 8_000 - 8_000 // 3
         await session.close()
+
+
+class Troubled(SimMemory):
+    """A disk that fails twice."""
+
+    tries = 0
+
+    def save(self, lease: int) -> None:
+        self.tries += 1
+        if self.tries < 3:
+            raise OSError("injected")
+        super().save(lease)
+
+
+async def test_trouble_at_home_delays_a_session_and_does_not_end_it(
+    one: EtcdCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    held: list[Held] = []
+    answers = iter([1, 0, 1])  # the second look at the node's health raises
+
+    async with client_of(*one.endpoints) as client:
+        session = client.session(
+            Registration(
+                key="nodes/1",
+                value=b"here",
+                ttl_s=3,
+                healthy=lambda: bool(1 // next(answers, 1)),
+                on_held=held.append,
+                on_lost=lambda _: None,
+                memory=(memory := Troubled()),
+            )
+        )
+        await until(lambda: bool(held))
+        assert memory.lease == held[0].lease
+        assert memory.tries == 3
+        await session.close()
+    said = "\n".join(caplog.messages)
+    assert said.count("the lease can't be saved: injected") == 2
+    assert said.count("the health check fails") == 1
 
 
 @asynccontextmanager
