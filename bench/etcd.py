@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -194,7 +194,7 @@ class EtcdCluster:
         try:
             member.ask("/v3/kv/range", {"key": _text("ready")})
         except urllib.error.HTTPError as error:
-            return error.code < 500
+            return error.code < 500  # refused for want of a user: it is there
         except OSError:
             return False
         return True
@@ -247,8 +247,3 @@ class EtcdCluster:
 
 def _text(key: str) -> str:
     return base64.b64encode(key.encode()).decode()
-
-
-def endpoints(members: Sequence[Member]) -> tuple[str, ...]:
-    """Of some members."""
-    return tuple(member.endpoint for member in members)

@@ -16,17 +16,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import grpc
 import grpc.aio
 
 from tickwheel.etcd import rpc_service_pb2 as rpc
-from tickwheel.etcd import rpc_service_pb2_grpc as stubs
 from tickwheel.server.clock import Clock, SystemClock
 from tickwheel.server.cluster import etcd_watch
 from tickwheel.server.cluster.etcd_link import (
-    CHANNEL_OPTIONS,
     EtcdOptions,
+    Member,
     Metadata,
+    NotConnected,
     Rotation,
     metadata,
 )
@@ -68,42 +67,6 @@ LISTING_KEYS_MAX: Final = 100_000
 LISTING_TRIES: Final = 3
 _ROUND_PAUSE_S: Final = 0.05
 _LEASE_ID_BITS: Final = 63
-
-
-class NotConnected(Exception):
-    """The member could not be reached; nothing was sent."""
-
-
-class Member:
-    """One endpoint: its channel and the stubs on it."""
-
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
-        self.address = address
-        self.greeted = False
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-        self.kv = stubs.KVStub(self._channel)
-        self.lease = stubs.LeaseStub(self._channel)
-        self.watch = stubs.WatchStub(self._channel)
-        self.auth = stubs.AuthStub(self._channel)
-        self.maintenance = stubs.MaintenanceStub(self._channel)
-
-    async def connect(self, timeout_s: float) -> None:
-        """Return when there is a connection. Raises NotConnected."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while (state := self._channel.get_state(True)) != grpc.ChannelConnectivity.READY:
-                    if state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        raise NotConnected(self.address)
-                    await self._channel.wait_for_state_change(state)
-        except TimeoutError:
-            raise NotConnected(self.address) from None
-
-    async def close(self) -> None:
-        """Drop the connection and the calls on it."""
-        await self._channel.close()
 
 
 Send = Callable[[Member, float, Metadata], Awaitable[T]]

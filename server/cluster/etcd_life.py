@@ -1,13 +1,18 @@
 """Floor 3. A session's life as a pure program: it says what to do next, and is told what came of it.
 
     revoke what is remembered ─► healthy? ─► save a fresh id ─► grant ─► register ─► Gained
-          ▲                                                                            │
-          ╰──────────────────────────── Lost ◄── etcd says: gone ◄── renew, renew, ────╯
+          ▲                                                       │ ?                  │
+          ╰────────────── Lost ◄── etcd says: gone ◄── renew, ────┼────── renew, ──────╯
+          ╰───────────────────────────────────────────────────────╯
 
-Each turn of `run()` yields an ask and is sent the reply; threads, sockets and the simulation are drivers of it. Every
-ask may be repeated when nothing is known of its outcome: the lease's id is ours and saved before the grant, and the
-key is put only where there is none. So nothing that was asked for earlier can come late and do harm: a put on a lease
-that was revoked since is refused.
+Each turn of `run()` yields an ask and is sent the reply; threads, sockets and the simulation are drivers of it. What is
+not answered may have happened, or may happen late, and must do no harm then:
+
+    grant      each id is granted once. Not answered: it is revoked, and another id is drawn. (Asked for again, the
+               first one could come late, after the lease has ended, and make a lease without the key: it would be
+               renewed for ever, and everybody else take us for dead)
+    register   puts the key only where there is none, and on a lease that lives: late, it is refused
+    revoke     of an id that is never used again
 
 Two things are not the same. The *deadline* is what etcd granted, counted from when the request left, and may pass while
 etcd can't be reached or the node is unwell. The session is *lost* when etcd says that the lease is gone. In between the
@@ -34,7 +39,6 @@ class Fault(Enum):
 
     NONE = "done"
     FAILED = "no answer, or none that helps: ask again"
-    EXISTS = "there is a lease of this id already"
     LEASE_GONE = "the lease does not exist"
 
 
@@ -61,7 +65,7 @@ class Save(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Make a lease of this id. The reply's `ttl_s`, or EXISTS."""
+    """Make a lease of this id. The reply's `ttl_s`."""
 
     lease: int
     ttl_s: int
@@ -153,12 +157,16 @@ class Life:
                 yield Pause(RETRY_MS)
 
     def _register(self) -> Generator[Ask, Reply, Held | None]:
-        """A lease, and the key on it; None if the lease ended before the key was there."""
+        """A lease, and the key on it; None if there came no lease of it, or it ended before the key was there."""
         yield from self._well()
         self.lease = self._remembered = self._draw()
         yield from self._until_done(Save(self.lease))
-        ttl_s = yield from self._grant()
         registration = self._registration
+        granted = yield Grant(self.lease, registration.ttl_s)
+        if granted.fault != Fault.NONE or granted.ttl_s <= 0:
+            yield Pause(RETRY_MS)
+            return None
+        self._extend(granted)
         while True:
             yield from self._well()
             reply = yield Register(registration.key, registration.value, self.lease)
@@ -169,21 +177,9 @@ class Life:
                 continue
             assert reply.item is not None, "a key that was put is there"
             if reply.item.lease == self.lease:
-                return Held(self.lease, reply.item.create_revision, ttl_s * 1_000)
+                return Held(self.lease, reply.item.create_revision, granted.ttl_s * 1_000)
             yield Blocked(reply.item)
-            yield Pause(ttl_s * 1_000 // 3)
-
-    def _grant(self) -> Generator[Ask, Reply, int]:
-        """Return the seconds granted."""
-        while True:
-            yield from self._well()
-            reply = yield Grant(self.lease, self._registration.ttl_s)
-            if reply.fault == Fault.EXISTS:
-                reply = yield Renew(self.lease)
-            if reply.fault == Fault.NONE and reply.ttl_s > 0:
-                self._extend(reply)
-                return reply.ttl_s
-            yield Pause(RETRY_MS)
+            yield Pause(granted.ttl_s * 1_000 // 3)
 
     def _keep(self, held: Held) -> Steps:
         """Renew each third of the time to live, until etcd says that the lease is gone."""
@@ -198,16 +194,15 @@ class Life:
                 continue
             reply = yield Renew(held.lease) if well else Probe(held.lease)
             now_ms = reply.now_ms
-            if reply.fault != Fault.NONE or not well:
-                next_ms = now_ms + RETRY_MS
             if reply.fault != Fault.NONE:
+                next_ms = now_ms + RETRY_MS
                 continue
             if reply.ttl_s <= 0:
                 self._remembered = 0
                 return
             if well:
                 self._extend(reply)
-                next_ms = reply.sent_ms + third_ms
+            next_ms = reply.sent_ms + third_ms
 
     def _extend(self, reply: Reply) -> None:
         """Count from when the request left: the answer may have been under way for as long as it likes."""

@@ -6,6 +6,7 @@ the session's thread waits for nobody.
 Must never import: other rooms than `ports` and `etcd_wire`.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+import grpc.aio
 
+from tickwheel.etcd import rpc_service_pb2_grpc as stubs
 from tickwheel.server.cluster.etcd_wire import Keys
 from tickwheel.server.errors import InvalidArgument
 
@@ -99,6 +102,42 @@ CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+class NotConnected(Exception):
+    """The member could not be reached; nothing was sent."""
+
+
+class Member:
+    """One endpoint: its channel and the stubs on it."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        self.address = address
+        self.greeted = False
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        self.kv = stubs.KVStub(self._channel)
+        self.lease = stubs.LeaseStub(self._channel)
+        self.watch = stubs.WatchStub(self._channel)
+        self.auth = stubs.AuthStub(self._channel)
+        self.maintenance = stubs.MaintenanceStub(self._channel)
+
+    async def connect(self, timeout_s: float) -> None:
+        """Return when there is a connection. Raises NotConnected."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (state := self._channel.get_state(True)) != grpc.ChannelConnectivity.READY:
+                    if state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        raise NotConnected(self.address)
+                    await self._channel.wait_for_state_change(state)
+        except TimeoutError:
+            raise NotConnected(self.address) from None
+
+    async def close(self) -> None:
+        """Drop the connection and the calls on it."""
+        await self._channel.close()
 
 
 class Rotation:

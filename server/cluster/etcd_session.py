@@ -326,6 +326,4 @@ def _renew(leases: stubs.LeaseStub, lease: int, how: dict[str, Any], reply: Repl
 def _fault(ask: life.Ask, code: grpc.StatusCode, details: str) -> Fault:
     if "lease not found" in details:
         return Fault.NONE if isinstance(ask, life.Revoke | life.Probe) else Fault.LEASE_GONE
-    if "lease already exists" in details:
-        return Fault.EXISTS
     return Fault.FAILED

@@ -15,21 +15,18 @@ Must never import: other rooms of floor 3.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
 from tickwheel.etcd import rpc_service_pb2 as rpc
-from tickwheel.server.cluster.etcd_link import metadata
-from tickwheel.server.cluster.etcd_wire import Verdict, judge, refusal
+from tickwheel.server.cluster.etcd_link import EtcdOptions, Member, NotConnected, metadata
+from tickwheel.server.cluster.etcd_wire import Keys, Verdict, judge, refusal
 from tickwheel.server.cluster.ports import Batch, Event, Listing, Reset
 from tickwheel.server.errors import DeadlineExceeded, PermissionDenied, Unavailable
 from tickwheel.server.logs import get_logger
-
-if TYPE_CHECKING:
-    from tickwheel.server.cluster.etcd import EtcdClient, Member
 
 log = get_logger(__name__)
 
@@ -55,8 +52,37 @@ class _Denied(Exception):
     """Etcd doesn't let us watch; the token may be old."""
 
 
+class Client(Protocol):
+    """What a watch needs of the client that it belongs to."""
+
+    options: EtcdOptions
+    keys: Keys
+    closed: bool
+
+    @property
+    def member(self) -> Member:
+        """Who is asked now."""
+        ...
+
+    def leave(self, member: Member) -> None:
+        """Ask the next one from now on."""
+        ...
+
+    async def token(self, member: Member) -> str:
+        """Return a token, empty if none is needed. Raises NotConnected, AioRpcError."""
+        ...
+
+    def forget_token(self) -> None:
+        """Log in again before the next call."""
+        ...
+
+    async def list(self, prefix: str) -> Listing:
+        """See `ports.Etcd`."""
+        ...
+
+
 async def follow(
-    client: "EtcdClient", prefix: str, from_revision: int
+    client: Client, prefix: str, from_revision: int
 ) -> AsyncGenerator[Batch | Reset, None]:
     """See `ports.Etcd.watch`."""
     follower = _Follower(client, prefix, from_revision)
@@ -77,7 +103,7 @@ async def follow(
 class _Follower:
     """Where a watch is. `revision` is the next one to be told of; 0: list first."""
 
-    def __init__(self, client: "EtcdClient", prefix: str, revision: int) -> None:
+    def __init__(self, client: Client, prefix: str, revision: int) -> None:
         self.revision = revision
         self._client = client
         self._prefix = prefix
@@ -110,15 +136,15 @@ class _Follower:
         member = self._client.member
         try:
             call = await self._open(member)
+            reader = _Reader(call, self._client.options)
             try:
-                reader = _Reader(call, self._client.options)
                 await self._greeted(await reader.next())
                 while True:
                     events = await self._collect(reader)
                     self.revision = events[-1].revision + 1
                     yield Batch(tuple(events), events[-1].revision)
             finally:
-                call.cancel()
+                await reader.close()
         except _BROKEN as error:
             self._client.leave(member)
             raise self._lost(error) from error
@@ -128,9 +154,7 @@ class _Follower:
         except _Denied as error:
             raise self._lost_by_denial(str(error)) from error
 
-    async def _open(self, member: "Member") -> Any:
-        from tickwheel.server.cluster.etcd import NotConnected  # noqa: PLC0415 - they need each other
-
+    async def _open(self, member: Member) -> Any:
         client = self._client
         if client.closed:
             raise Unavailable("the client of etcd is closed", reason="ETCD_CLOSED")
@@ -218,24 +242,26 @@ def _refuse(response: rpc.WatchResponse) -> None:
 class _Reader:
     """Reads a stream, and asks whether somebody is there when it is silent."""
 
-    def __init__(self, call: Any, options: Any) -> None:
+    def __init__(self, call: Any, options: EtcdOptions) -> None:
         self._call = call
         self._probe_s = options.watch_probe_ms / 1_000
         self._patience_s = (options.watch_silence_ms - options.watch_probe_ms) / 1_000
+        self._probing: asyncio.Future[None] | None = None
 
     async def next(self) -> rpc.WatchResponse:
         """Return the next answer. Raises StreamLost when none comes though asked for."""
         reading = asyncio.ensure_future(self._call.read())
         try:
-            if not await self._wait(reading, self._probe_s):
-                progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
-                writing = asyncio.ensure_future(self._call.write(progress))
-                try:
-                    if not await self._wait(reading, self._patience_s):
-                        raise StreamLost("silent")
-                finally:
-                    await _drop(writing)
+            if not await _wait(reading, self._probe_s):
+                self._probe()
+                if not await _wait(reading, self._patience_s):
+                    raise StreamLost("silent")
             response = await reading
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise StreamLost("the connection was closed") from None
         finally:
             await _drop(reading)
         if response is grpc.aio.EOF:
@@ -243,10 +269,28 @@ class _Reader:
         assert isinstance(response, rpc.WatchResponse), "the stub knows its messages"
         return response
 
-    @staticmethod
-    async def _wait(task: "asyncio.Future[Any]", timeout_s: float) -> bool:
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
-        return bool(done)
+    async def close(self) -> None:
+        """End the stream."""
+        self._call.cancel()
+        if self._probing is not None:
+            await _drop(self._probing)
+
+    def _probe(self) -> None:
+        """Ask, unless the last question is still on its way: to cancel a write would cancel the stream."""
+        if self._probing is None or self._probing.done():
+            progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+            self._probing = asyncio.ensure_future(_quietly(self._call.write(progress)))
+
+
+async def _quietly(writing: Awaitable[None]) -> None:
+    """What is wrong with a stream is told to who reads it."""
+    with contextlib.suppress(*_BROKEN):
+        await writing
+
+
+async def _wait(task: "asyncio.Future[Any]", timeout_s: float) -> bool:
+    done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    return bool(done)
 
 
 async def _drop(task: "asyncio.Future[Any]") -> None:

@@ -120,7 +120,7 @@ class Keys:
 
     def transaction(self, compares: Sequence[Compare], then: Sequence[Change]) -> rpc.TxnRequest:
         """Return the request; if it is refused, it answers with what was compared. Raises InvalidArgument."""
-        _check(compares, then)
+        check(compares, then)
         keys = dict.fromkeys(self.full(compare.key) for compare in compares)
         return rpc.TxnRequest(
             compare=[self._compare(compare) for compare in compares],
@@ -165,7 +165,8 @@ _OPERAND: Final = {
 }
 
 
-def _check(compares: Sequence[Compare], then: Sequence[Change]) -> None:
+def check(compares: Sequence[Compare], then: Sequence[Change]) -> None:
+    """Refuse what etcd would refuse, before it is sent. Raises InvalidArgument."""
     if len(compares) > OPERATIONS_MAX or len(then) > OPERATIONS_MAX:
         raise InvalidArgument(
             f"a transaction has at most {OPERATIONS_MAX} comparisons and {OPERATIONS_MAX} changes"
