@@ -119,6 +119,11 @@ class Replica:
         return self.role == Role.LEADING
 
     @property
+    def accepts(self) -> bool:
+        """True while `propose` takes entries."""
+        return self._lead is not None and self.role == Role.LEADING and not self._lead.released
+
+    @property
     def stands(self) -> bool:
         """True while a leadership is on its way, or is being handed over."""
         return self.role not in {Role.FOLLOWER, Role.LEADING}
@@ -207,7 +212,7 @@ class Replica:
         self._ledger.event(SteppedDown(self.epoch, why, detail))
 
     def _leading(self) -> Lead:
-        if self._lead is None or self.role != Role.LEADING or self._lead.released:
+        if self._lead is None or not self.accepts:
             raise NotLeader(
                 f"this node does not lead shard {self.shard}",
                 metadata={"shard": str(self.shard), "leader": self.leader},
