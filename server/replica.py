@@ -493,13 +493,14 @@ class Replica:
         index = lead.committed()
         if index >= lead.start_index:
             self._ledger.commit_to(index)
-        if self.role == Role.STARTING and self.commit >= lead.start_index:
+        if self.role == Role.STARTING and self._ledger.deliverable >= lead.start_index:
             self.role = Role.LEADING
             lead.active = True
             self._ledger.event(Leading(self.epoch))
         if (wanted := lead.cas_wanted()) is not None:
             self._ledger.event(wanted)
-        if lead.released and self.role == Role.LEADING and self.commit == self._log.last_index:
+        done = self._ledger.deliverable == self._log.last_index
+        if lead.released and self.role == Role.LEADING and done:
             self.role = Role.RELEASED
             self._ledger.event(Released(self.epoch))
 
@@ -540,6 +541,7 @@ class Replica:
     def abandon_reconfigure(self) -> bool:
         """Give a change of voters up. False if it is too late, because CasWanted was said."""
         lead = self._lead
+        self._moved = True
         return lead is not None and lead.abandon(self._now_ms)
 
     def set_learners(self, learners: Sequence[NodeId]) -> None:

@@ -203,23 +203,28 @@ class Judge:
             if earlier and not replica._log.holds(index, entry.epoch):
                 raise Wrong(f"leader completeness: {node.name}, epoch {replica.epoch}, {index}")
 
-    def handed_out(self, node: Node, entries: Sequence[LogEntry], nodes: list[Node]) -> None:
+    def handed_out(self, node: Node, entries: Sequence[LogEntry]) -> None:
         """A node was told that these are committed."""
         for entry in entries:
             self.committed_by.setdefault(entry.index, node.replica.promised)
             if self.committed.setdefault(entry.index, entry) != entry:
                 raise Wrong(f"committed sequence: {entry.index} on {node.name}")
-        for voters in node.replica.configs if entries else ():
-            last = entries[-1]
-            disks = sum(n.has_on_disk(last.index, last.epoch) for n in nodes if n.name in voters)
+
+    def commits(self, node: Node, nodes: list[Node]) -> None:
+        """A leader moved its commit index."""
+        index, log = node.replica.commit, node.replica._log
+        for voters in node.replica.configs if index > log.base_index else ():
+            epoch = log.epoch_at(index)
+            disks = sum(n.has_on_disk(index, epoch) for n in nodes if n.name in voters)
             if disks < commit_quorum(len(voters)):
-                raise Wrong(f"commit: {last.index} is on {disks} disks of {voters}")
+                raise Wrong(f"commit: {index} is on {disks} disks of {voters}")
 
     def leaves(self, node: Node, message: Message, nodes: list[Node]) -> None:
         """A node says something."""
         if isinstance(message, Fenced) and node.promised_on_disk < message.epoch:
             raise Wrong(f"promise: {node.name} said {message.epoch} before it was on disk")
-        if isinstance(message, Acked):
+        if isinstance(message, Acked) and message.epoch >= node.promised_on_disk:
+            # an ack of an epoch that is over says what was: it is no different from one that was long under way
             disk = node.disk()
             if disk.last_index < message.match:
                 raise Wrong(f"ack: {node.name} said {message.match} before it was on disk")
@@ -276,7 +281,10 @@ class World:
         while replica.ready:
             rounds += 1
             assert rounds < 1000, "it never ends"
+            commit = replica.commit
             out = replica.take()
+            if replica.commit > commit:
+                self.judge.commits(node, self.nodes)
             if out:
                 self.carry_out(node, out)
 
@@ -292,7 +300,7 @@ class World:
         for to, message in out.now:
             self.send(node, to, message)
         if out.committed:
-            self.judge.handed_out(node, out.committed, self.nodes)
+            self.judge.handed_out(node, out.committed)
             assert out.committed[0].index == end_of(node.state)[0] + 1
             node.state += out.committed
             replica.applied(out.committed[-1].index)
@@ -403,7 +411,11 @@ class World:
         released = old.released and not old.leader
         self.write(
             old._replace(
-                epoch=old.epoch + 1, leader=node.name, voters=voters, released=released, shrunk=shrunk
+                epoch=old.epoch + 1,
+                leader=node.name,
+                voters=voters,
+                released=released,
+                shrunk=shrunk,
             )
         )
         self.record_life = node.life
