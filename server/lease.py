@@ -75,8 +75,8 @@ class Holds:
         `released` is said by the leader of `epoch` - 1 alone, so nobody else's hold ends by it. What was acked before
         our start is forgotten; yet if we promised `epoch` - 1, nobody below it was acked since.
         """
-        excused = epoch - 1 if released else 0
-        until_ms = 0 if excused and self._promised.get(shard, 0) == excused else self._waking_ms
+        excused = epoch - 1 if released else -1
+        until_ms = 0 if self._promised.get(shard, 0) == excused else self._waking_ms
         hold = self._holds.get(shard)
         if hold is not None and hold.epoch < epoch and hold.epoch != excused:
             until_ms = max(until_ms, hold.until_ms)

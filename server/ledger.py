@@ -37,7 +37,7 @@ class Ledger:
     @property
     def ready(self) -> bool:
         """True if `take` has something."""
-        return bool(self._out) or self._ack is not None or self._deliverable > self.delivered
+        return bool(self._out) or self._ack is not None or self.deliverable > self.delivered
 
     @property
     def next_mark(self) -> Mark:
@@ -45,7 +45,8 @@ class Ledger:
         return self.mark + 1
 
     @property
-    def _deliverable(self) -> int:
+    def deliverable(self) -> int:
+        """Committed, and on this disk: so the journal is never behind what is applied (L7)."""
         return min(self.commit, self.durable)
 
     def send(self, to: NodeId, message: Message) -> None:
@@ -80,9 +81,9 @@ class Ledger:
             self._ack = None
         if out.synced and not out.records:
             self._hold_back(out)
-        if self._deliverable > self.delivered:
-            out.committed = self.log.between(self.delivered, self._deliverable)
-            self.delivered = self._deliverable
+        if self.deliverable > self.delivered:
+            out.committed = self.log.between(self.delivered, self.deliverable)
+            self.delivered = self.deliverable
         return out
 
     def _hold_back(self, out: Output) -> None:

@@ -210,9 +210,9 @@ class _Walk:
             case RecordType.ENTRY:
                 self._append(record)
             case RecordType.TRUNCATE:
-                self._truncate(record.index)
+                self._truncate(record)
             case RecordType.SNAPSHOT_BASE:
-                if self.entries and self.entries[-1].index < record.index:
+                if self.entries and self.entries[-1].index <= record.index:
                     self.entries = []
             case RecordType.PROMISE:
                 self.promised = max(self.promised, record.epoch)
@@ -232,6 +232,9 @@ class _Walk:
             )
         self.entries.append(LogEntry(record.index, record.epoch, record.payload))
 
-    def _truncate(self, index: int) -> None:
+    def _truncate(self, record: Record) -> None:
+        """Cut. If the log is to end in an entry that is another than here, a snapshot brought that: all here is void."""
         if self.entries:
-            del self.entries[max(index - self.entries[0].index + 1, 0) :]
+            del self.entries[max(record.index - self.entries[0].index + 1, 0) :]
+        if self.entries and self.entries[-1].epoch != record.epoch:
+            self.entries = []

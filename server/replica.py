@@ -119,6 +119,11 @@ class Replica:
         return self.role == Role.LEADING
 
     @property
+    def accepts(self) -> bool:
+        """True while `propose` takes entries."""
+        return self._lead is not None and self.role == Role.LEADING and not self._lead.released
+
+    @property
     def stands(self) -> bool:
         """True while a leadership is on its way, or is being handed over."""
         return self.role not in {Role.FOLLOWER, Role.LEADING}
@@ -207,7 +212,7 @@ class Replica:
         self._ledger.event(SteppedDown(self.epoch, why, detail))
 
     def _leading(self) -> Lead:
-        if self._lead is None or self.role != Role.LEADING or self._lead.released:
+        if self._lead is None or not self.accepts:
             raise NotLeader(
                 f"this node does not lead shard {self.shard}",
                 metadata={"shard": str(self.shard), "leader": self.leader},
@@ -488,16 +493,14 @@ class Replica:
         index = lead.committed()
         if index >= lead.start_index:
             self._ledger.commit_to(index)
-        started = (
-            min(self.commit, self.durable) >= lead.start_index
-        )  # it is handed out with Leading
-        if self.role == Role.STARTING and started:
+        if self.role == Role.STARTING and self._ledger.deliverable >= lead.start_index:
             self.role = Role.LEADING
             lead.active = True
             self._ledger.event(Leading(self.epoch))
         if (wanted := lead.cas_wanted()) is not None:
             self._ledger.event(wanted)
-        if lead.released and self.role == Role.LEADING and self.commit == self._log.last_index:
+        done = self._ledger.deliverable == self._log.last_index
+        if lead.released and self.role == Role.LEADING and done:
             self.role = Role.RELEASED
             self._ledger.event(Released(self.epoch))
 
@@ -538,6 +541,7 @@ class Replica:
     def abandon_reconfigure(self) -> bool:
         """Give a change of voters up. False if it is too late, because CasWanted was said."""
         lead = self._lead
+        self._moved = True
         return lead is not None and lead.abandon(self._now_ms)
 
     def set_learners(self, learners: Sequence[NodeId]) -> None:

@@ -1,0 +1,215 @@
+"""Bugs of a replicated log, each one that somebody made in earnest: bad days that do not find them are too good."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from tickwheel.server import takeover
+from tickwheel.server.lead import Lead
+from tickwheel.server.ledger import Ledger
+from tickwheel.server.lease import Holds, Rights
+from tickwheel.server.log import Log, _Walk
+from tickwheel.server.message import Append, LogEntry, NodeId
+from tickwheel.server.quorum import fence_quorum
+from tickwheel.server.record import Record, RecordType
+from tickwheel.server.replica import Replica
+from tickwheel.server.takeover import Takeover
+from tickwheel.server.turn import CasWanted
+
+
+class Mutant(NamedTuple):
+    """`wrong`: how what is found may begin. `seeds_max`: found within so many seeds, from 0 on."""
+
+    name: str
+    wrong: tuple[str, ...]
+    seeds_max: int
+    patches: Callable[[], Any]
+
+
+def _ack_before_fsync() -> Any:
+    return patch.object(Ledger, "ack", Ledger.send)
+
+
+def _promise_before_fsync() -> Any:
+    return patch.object(Ledger, "when_synced", Ledger.send)
+
+
+def _leader_counts_itself_early() -> Any:
+    reached = Lead._reached
+
+    def early(lead: Lead, voters: Sequence[NodeId]) -> int:
+        ledger, durable = lead._ledger, lead._ledger.durable
+        ledger.durable = ledger.log.last_index
+        try:
+            return reached(lead, voters)
+        finally:
+            ledger.durable = durable
+
+    return patch.object(Lead, "_reached", early)
+
+
+def _old_epochs_are_counted() -> Any:
+    committed = Lead.committed
+
+    def with_old(lead: Lead) -> int:
+        index = committed(lead)
+        lead._ledger.commit_to(index)
+        return index
+
+    return patch.object(Lead, "committed", with_old)
+
+
+def _fence_one_short() -> Any:
+    return patch.object(takeover, "fence_quorum", lambda n: max(fence_quorum(n) - 1, 1))
+
+
+def _promise_is_not_written() -> Any:
+    record = Ledger.record
+
+    def forgetful(
+        ledger: Ledger, kind: RecordType, epoch: int, index: int, payload: bytes = b""
+    ) -> None:
+        record(ledger, kind, 0 if kind is RecordType.PROMISE else epoch, index, payload)
+
+    return patch.object(Ledger, "record", forgetful)
+
+
+def _longest_log_wins() -> Any:
+    def longest(takeover: Takeover, voter: NodeId) -> tuple[int, int]:
+        return takeover._ends[voter][1], takeover._ends[voter][0]
+
+    return patch.object(Takeover, "_rank", longest)
+
+
+def _own_log_is_taken() -> Any:
+    return patch.object(Takeover, "_rank", lambda takeover, voter: voter == takeover._me)
+
+
+def _late_append_cuts() -> Any:
+    merge = Ledger.merge
+
+    def cutting(ledger: Ledger, prev_index: int, entries: Sequence[LogEntry]) -> int:
+        agreed = merge(ledger, prev_index, entries)
+        if ledger.commit <= agreed < ledger.log.last_index:
+            ledger.truncate(agreed)
+        return agreed
+
+    return patch.object(Ledger, "merge", cutting)
+
+
+def _new_voters_alone_commit() -> Any:
+    def alone(lead: Lead) -> int:
+        return lead._reached(lead.configs[-1])
+
+    return patch.object(Lead, "committed", alone)
+
+
+def _old_voters_alone_commit() -> Any:
+    def alone(lead: Lead) -> int:
+        return lead._reached(lead.configs[0])
+
+    return patch.object(Lead, "committed", alone)
+
+
+def _no_catching_up() -> Any:
+    def eager(lead: Lead) -> CasWanted | None:
+        if len(lead.configs) == 1 or lead._cas_asked:
+            return None
+        lead._cas_asked = True
+        return CasWanted(lead.epoch, lead.configs[1], lead._new_learners)
+
+    return patch.object(Lead, "cas_wanted", eager)
+
+
+def _no_hold() -> Any:
+    return patch.object(Holds, "wait_ms", lambda *_, **__: 0)
+
+
+def _release_excuses_all() -> Any:
+    wait_ms = Holds.wait_ms
+
+    def excused(holds: Holds, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
+        return 0 if released else wait_ms(holds, shard, epoch, now_ms, released=False)
+
+    return patch.object(Holds, "wait_ms", excused)
+
+
+def _hold_forgotten_at_start() -> Any:
+    start = Holds.__init__
+
+    def awake(holds: Holds, started_ms: int) -> None:
+        start(holds, started_ms)
+        holds._waking_ms = 0
+
+    return patch.object(Holds, "__init__", awake)
+
+
+def _right_counted_from_the_ack() -> Any:
+    """As if the beat had been sent when its ack arrived, half a second later."""
+    start = Rights.__init__
+
+    def late(rights: Rights, me: NodeId, started_ms: int) -> None:
+        start(rights, me, started_ms)
+        rights._covered_ms += 500
+
+    return patch.object(Rights, "__init__", late)
+
+
+def _no_previous_check() -> Any:
+    return patch.object(Log, "holds", lambda log, index, epoch: index <= log.last_index)
+
+
+def _truncated_stays_durable() -> Any:
+    return patch.object(Ledger, "_void", lambda *_: None)
+
+
+def _truncations_are_not_replayed() -> Any:
+    def ignore(walk: _Walk, record: Record) -> None:
+        if walk.entries:
+            del walk.entries[record.index - walk.entries[0].index + 2 :]
+
+    return patch.object(_Walk, "_truncate", ignore)
+
+
+def _commit_beyond_the_match() -> Any:
+    on_append = Replica._on_append
+
+    def trusting(replica: Replica, sender: NodeId, message: Append) -> None:
+        on_append(replica, sender, message)
+        if replica.leader == sender and message.epoch == replica.promised:
+            replica._ledger.commit_to(min(message.commit, replica._log.last_index))
+
+    return patch.dict(Replica._HANDLERS, {Append: trusting})
+
+
+def _lower_epochs_are_heard() -> Any:
+    return patch.object(Replica, "_stale", lambda *_: False)
+
+
+SAFETY = (
+    "own check", "assertion", "committed sequence", "commit", "leader completeness", "log matching", "ack", "truncation",
+)  # fmt: skip
+
+MUTANTS = (
+    Mutant("an ack leaves before the fsync", ("ack",), 5, _ack_before_fsync),
+    Mutant("a promise leaves before the fsync", ("promise",), 5, _promise_before_fsync),
+    Mutant("the leader counts itself before its fsync", SAFETY, 20, _leader_counts_itself_early),
+    Mutant("entries of old epochs are counted", SAFETY, 1000, _old_epochs_are_counted),
+    Mutant("the fence is one voter short", SAFETY, 50, _fence_one_short),
+    Mutant("promises are not written", ("promise", *SAFETY), 5, _promise_is_not_written),
+    Mutant("the longest log wins, whatever its epoch", SAFETY, 300, _longest_log_wins),
+    Mutant("a candidate takes its own log for the best", SAFETY, 50, _own_log_is_taken),
+    Mutant("a late append cuts off what later ones brought", SAFETY, 50, _late_append_cuts),
+    Mutant("in a change the new voters alone commit", SAFETY, 300, _new_voters_alone_commit),
+    Mutant("in a change the old voters alone commit", SAFETY, 300, _old_voters_alone_commit),
+    Mutant("voters change before they are caught up", SAFETY, 300, _no_catching_up),
+    Mutant("fences are granted at once", ("lease",), 50, _no_hold),
+    Mutant("a release excuses every leader's hold", ("lease",), 1000, _release_excuses_all),
+    Mutant("a restart forgets what was held", ("lease",), 1000, _hold_forgotten_at_start),
+    Mutant("a right is counted from the ack", ("lease",), 1000, _right_counted_from_the_ack),
+    Mutant("nobody looks at what an append follows", SAFETY, 50, _no_previous_check),
+    Mutant("what was truncated counts as on disk", SAFETY, 300, _truncated_stays_durable),
+    Mutant("a truncation is replayed one short", SAFETY, 300, _truncations_are_not_replayed),
+    Mutant("a follower commits beyond what matches", SAFETY, 50, _commit_beyond_the_match),
+    Mutant("lower epochs are heard", SAFETY, 50, _lower_epochs_are_heard),
+)
