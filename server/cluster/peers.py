@@ -32,7 +32,7 @@ from tickwheel.server.cluster.peer_link import (
 )
 from tickwheel.server.cluster.peer_options import PeerOptions, dial
 from tickwheel.server.cluster.peer_port import Member, Owner, Verify
-from tickwheel.server.cluster.snapshots import Download
+from tickwheel.server.cluster.snapshots import Download, fetch
 from tickwheel.server.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -46,9 +46,6 @@ from tickwheel.server.message import Beat, BeatAcked, Message, NodeId
 
 FORWARD: Final = f"/{SERVICE}/Forward"
 SNAPSHOT: Final = f"/{SERVICE}/Snapshot"
-
-FETCH_FAILURES_MAX: Final = 6
-"""So many attempts in a row that brought nothing end a fetch."""
 
 FETCH_IDLE_S: Final = 60.0
 """A snapshot may take a while to open; after so long without a byte the attempt is over."""
@@ -141,19 +138,11 @@ class GrpcPeers:
     ) -> bytes:
         """Copy a snapshot into the directory."""
         download = Download(directory, verify)
-        failures, before_bytes = 0, 0
-        while True:
-            try:
-                return await self._fetch_on(peer, shard, download)
-            except (Unavailable, ResourceExhausted, ConnectionError) as error:
-                failures = 1 if download.received_bytes > before_bytes else failures + 1
-                before_bytes = download.received_bytes
-                if failures >= FETCH_FAILURES_MAX:
-                    raise Unavailable(
-                        f"a snapshot of shard {shard} does not come from {peer}: {error}",
-                        reason="SNAPSHOT_NOT_FETCHED",
-                    ) from error
-            await asyncio.sleep(backoff_s(failures, self._options, self._rng))
+        return await fetch(
+            download,
+            lambda: self._fetch_on(peer, shard, download),
+            lambda failures: backoff_s(failures, self._options, self._rng),
+        )
 
     async def close(self) -> None:
         """End everything: links first, so that no frame leaves behind the owner's back."""

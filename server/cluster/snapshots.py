@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -33,14 +33,20 @@ from tickwheel.server.cluster.peer_port import (
     SnapshotFiles,
     Verify,
 )
-from tickwheel.server.errors import FailedPrecondition, ResourceExhausted
+from tickwheel.server.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from tickwheel.server.files import sync_directory
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CHUNK_BYTES: Final = 512 << 10
 FILES_MAX: Final = 10_000
 MANIFEST_BYTES_MAX: Final = 1 << 20
 SERVED_MAX: Final = 4
 """Snapshots sent at the same time: more would only make each slower."""
+
+FAILURES_MAX: Final = 6
+"""So many attempts in a row that brought nothing end a fetch."""
 
 HEAD: Final = "head.part"
 PART: Final = ".part"
@@ -49,6 +55,14 @@ _SHA256_BYTES: Final = 32
 
 OpenSnapshot = Callable[[int], Awaitable[SnapshotFiles]]
 Write = Callable[[bytes], Awaitable[None]]
+
+
+class Run(Protocol):
+    """Carries out what waits for a disk; `asyncio.to_thread` where there are threads."""
+
+    async def __call__(self, work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
+        """Return what the work returns, or raise what it raises."""
+        ...
 
 
 # --- sending ---------------------------------------------------------------------------------
@@ -81,7 +95,7 @@ class SnapshotSource:
         self._served = 0
 
     async def serve(self, request: pb.SnapshotRequest, write: Write) -> None:
-        """Send the head, then the chunks. Raises what `open_snapshot` raises, ResourceExhausted, OSError."""
+        """Send the head, then the chunks. Raises what `open_snapshot` raises, ResourceExhausted, Unavailable."""
         if self._served >= SERVED_MAX:
             raise ResourceExhausted(
                 f"{SERVED_MAX} snapshots are being sent",
@@ -93,6 +107,9 @@ class SnapshotSource:
             files = await self._open(request.shard)
             try:
                 await self._send(files, request, write)
+            except OSError as error:
+                why = f"a file of the snapshot can't be read: {error}"
+                raise Unavailable(why, reason="SNAPSHOT_UNREADABLE") from error
             finally:
                 files.close()
         finally:
@@ -164,12 +181,32 @@ def _read(path: Path, offset: int, size: int) -> bytes:
 # --- receiving -------------------------------------------------------------------------------
 
 
+async def fetch(
+    download: "Download", attempt: Callable[[], Awaitable[bytes]], pause_s: Callable[[int], float]
+) -> bytes:
+    """Attempt again, with pauses, as long as attempts bring something. Raises Unavailable when they do not."""
+    failures, before_bytes = 0, 0
+    while True:
+        try:
+            return await attempt()
+        except (Unavailable, ResourceExhausted, ConnectionError) as error:
+            failures = 1 if download.received_bytes > before_bytes else failures + 1
+            before_bytes = download.received_bytes
+            if failures >= FAILURES_MAX:
+                why = f"the snapshot does not come: {error}"
+                raise Unavailable(why, reason="SNAPSHOT_NOT_FETCHED") from error
+        await asyncio.sleep(pause_s(failures))
+
+
 class Download:
     """A directory that a snapshot is fetched into. One at a time a directory; after an error, begin a new one."""
 
-    def __init__(self, directory: Path, verify: Verify | None = None) -> None:
+    def __init__(
+        self, directory: Path, verify: Verify | None = None, run: Run = asyncio.to_thread
+    ) -> None:
         self._directory = directory
         self._verify = verify
+        self._run = run
         self._head: pb.SnapshotHead | None = None
         self._there = (0, 0)
         self._doubtful: set[str] = set()
@@ -177,11 +214,11 @@ class Download:
 
     async def where(self) -> tuple[bytes, int, int]:
         """Where to go on: digest of the manifest, number of the file, offset in it; nothing there: b"", 0, 0."""
-        await asyncio.to_thread(self._load)
+        await self._run(self._load)
         if self._head is None:
             self._there = (0, 0)
             return b"", 0, 0
-        self._there = await asyncio.to_thread(self._reached, self._head)
+        self._there = await self._run(self._reached, self._head)
         return digest_of(self._head.manifest), *self._there
 
     async def take(self, responses: AsyncIterator[bytes]) -> bytes:
@@ -198,14 +235,14 @@ class Download:
             offset += len(chunk.data)
             if not chunk.data or offset > head.files[number].bytes:
                 raise _damaged("a file is longer than was said")
-            await asyncio.to_thread(self._append, head.files[number].name, chunk.offset, chunk.data)
+            await self._run(self._append, head.files[number].name, chunk.offset, chunk.data)
             self.received_bytes += len(chunk.data)
             after = await self._finish_whole(head, number, offset)
             if after != number:
                 number, offset = after, 0
         if number < len(head.files):
             raise ConnectionError("the peer ended before everything was sent")
-        await asyncio.to_thread(self._complete, head)
+        await self._run(self._complete, head)
         return head.manifest
 
     async def _begin(self, responses: AsyncIterator[bytes]) -> pb.SnapshotHead:
@@ -214,7 +251,7 @@ class Download:
         _check_head(head)
         if self._head is None or head.manifest != self._head.manifest:
             self._there = (0, 0)
-            await asyncio.to_thread(self._start, head)
+            await self._run(self._start, head)
         if (head.file, head.offset) > self._there:
             raise _damaged("it begins behind what is there")
         self._head = head
@@ -230,18 +267,18 @@ class Download:
     async def _finish(self, file: pb.SnapshotFile) -> None:
         part = self._directory / (file.name + PART)
         if not file.bytes:
-            await asyncio.to_thread(self._append, file.name, 0, b"")
-        if await asyncio.to_thread(_sha256, part) != file.sha256:
-            await asyncio.to_thread(part.unlink)
+            await self._run(self._append, file.name, 0, b"")
+        if await self._run(_sha256, part) != file.sha256:
+            await self._run(part.unlink)
             if file.name in self._doubtful:
                 raise _damaged(f"the digest of {file.name} is wrong")
             self._doubtful.add(file.name)
             raise ConnectionError(f"the digest of {file.name} is wrong; it is fetched once more")
         if self._verify is not None:
             await self._verify(part, SnapshotFile(file.name, file.bytes, file.sha256.hex()))
-        await asyncio.to_thread(self._name, file.name)
+        await self._run(self._name, file.name)
 
-    # --- in threads ---
+    # --- what waits for the disk ---
 
     def _load(self) -> None:
         path = self._directory / HEAD
