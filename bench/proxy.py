@@ -69,6 +69,7 @@ class Link:
     server: asyncio.Server | None = None
     there: asyncio.Event = field(default_factory=asyncio.Event)
     back: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
     open: set[asyncio.StreamWriter] = field(default_factory=set[asyncio.StreamWriter])
 
     def set(self, mode: Mode, delay_ms: int) -> None:
@@ -90,10 +91,13 @@ class Link:
             reset(writer)
             return
         self.serving += 1
+        self.idle.clear()
         try:
             await self._forward(reader, writer)
         finally:
             self.serving -= 1
+            if not self.serving:
+                self.idle.set()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open.add(writer)
@@ -178,6 +182,7 @@ class Proxy:
             raise ValueError(f"there is a link {source}-{target}, or there are {LINKS_MAX}")
         link = Link(host, port)
         link.set(Mode.PASS, 0)
+        link.idle.set()
         link.server = await asyncio.start_server(link.serve, "127.0.0.1", 0, limit=PIECE_BYTES)
         link.port = link.server.sockets[0].getsockname()[1]
         self.links[source, target] = link
@@ -206,8 +211,8 @@ class Proxy:
             link.server.close()
             link.set(Mode.CUT, 0)
         async with asyncio.timeout(CONNECT_S + 1):
-            while any(link.serving for link in self.links.values()):
-                await asyncio.sleep(0.01)
+            for link in self.links.values():
+                await link.idle.wait()
         self.links.clear()
 
     async def control(self, line: str) -> str:

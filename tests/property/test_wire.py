@@ -1,6 +1,7 @@
 """Messages survive the wire, whatever they hold and however they are framed; what is no frame is refused."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -102,17 +103,7 @@ def test_what_is_sent_arrives(sent: list[Message]) -> None:
 def test_the_estimate_is_never_too_small(message: Message) -> None:
     [frame] = wire.pack([message], 1)
     overhead = 11  # of the sequence, which comes once a frame
-    assert len(frame) <= wire.size_bytes(message) + overhead + 20 * _numbers(message)
-
-
-def _numbers(message: Message) -> int:
-    """Numbers of 64 bits take up to ten bytes; real ones are far smaller, and the estimate says so."""
-    listed = 0
-    if isinstance(message, Append | Fetched):
-        listed = len(message.entries)
-    elif isinstance(message, Beat):
-        listed = len(message.led) + len(message.unheard)
-    return 1 + listed
+    assert len(frame) <= wire.size_bytes(message) + overhead
 
 
 def test_every_kind_of_message_has_its_place_in_the_protocol() -> None:
@@ -153,9 +144,10 @@ def frame(sequence: int = 1, **fields: object) -> bytes:
 )
 def test_what_is_no_frame_is_refused(frames: list[bytes]) -> None:
     unpacker = wire.Unpacker()
+    for data in frames[:-1]:
+        assert unpacker.take(data) == []
     with pytest.raises(InvalidArgument, match="the frame can't be read"):
-        for data in frames:
-            unpacker.take(data)
+        unpacker.take(frames[-1])
 
 
 def test_a_message_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +177,5 @@ def test_entries_with_a_gap_are_never_sent() -> None:
 
 @given(st.binary(max_size=200))
 def test_junk_is_refused_or_read(data: bytes) -> None:
-    try:
+    with suppress(TickwheelError):
         wire.Unpacker().take(data)
-    except TickwheelError:
-        pass
