@@ -240,7 +240,7 @@ async def serve_control(proxy: Proxy, host: str, port: int) -> tuple[asyncio.Ser
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while line := (await reader.readline()).decode().strip():
+            while not ended.is_set() and (line := (await reader.readline()).decode().strip()):
                 writer.write(f"{await _answered(proxy, line, ended)}\n".encode())
                 await writer.drain()
         except (ValueError, OSError):

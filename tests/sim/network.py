@@ -456,8 +456,11 @@ class _Lane:
             return
         alive = self._network.both_open(self.source, self.target)
         if alive and self._suspicion is not None:
+            overdue = self._suspicion.when() <= self._loop.time()
             self._suspicion.cancel()
             self._suspicion = None
+            if overdue:
+                self.break_later("the other end gave it up meanwhile")
         elif not alive and self._suspicion is None:
             self._suspicion = self._loop.call_later(
                 self._network.weather.keepalive_s, self._give_up
@@ -467,11 +470,9 @@ class _Lane:
         self._deliver(self._connection)
 
     def _give_up(self) -> None:
-        """A paused process gives nothing up: it looks again when it goes on."""
-        self._suspicion = None
-        if self._network.paused(self.source):
-            self._suspicion = self._loop.call_later(0.1, self._give_up)
-        else:
+        """A paused process gives nothing up: it sees what happened when it goes on."""
+        if not self._network.paused(self.source):
+            self._suspicion = None
             self._break()
 
     # --- writing ---
