@@ -10,6 +10,7 @@ of theirs than the window of HTTP/2.
 Must never import: the doors, `host`, `etcd*`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from tickwheel.server.errors import (
     PermissionDenied,
     ResourceExhausted,
     TickwheelError,
+    Unavailable,
 )
 from tickwheel.server.logs import get_logger
 
@@ -57,7 +59,8 @@ class Door:
         self._session = session
         self._snapshots = SnapshotSource(owner.open_snapshot, options.snapshot_bytes_per_s)
         self._server: grpc.aio.Server | None = None
-        self._streams = self._forwards = 0
+        self._streams: set[asyncio.Task[Any]] = set()  # bounded: by STREAMS_MAX
+        self._forwards = 0
         self._closed = False
 
     async def start(self) -> int:
@@ -77,8 +80,10 @@ class Door:
     async def stop(self) -> None:
         """Take no more of any stream, let forwarded calls end within the grace, then end everything."""
         self._closed = True
+        for stream in self._streams:
+            stream.cancel()
         if self._server is not None:
-            await self._server.stop(self._options.stop_grace_s if self._forwards else None)
+            await self._server.stop(self._options.stop_grace_s)
 
     def _ended(
         self, serve: Callable[[Any, Context], Awaitable[Any]]
@@ -108,17 +113,23 @@ class Door:
     # --- messages ---
 
     async def _replicate(self, _requests: object, context: Context) -> None:
-        if self._streams >= STREAMS_MAX:
+        if len(self._streams) >= STREAMS_MAX:
             raise ResourceExhausted(f"{STREAMS_MAX} streams are open", reason="STREAMS_MAX")
-        self._streams += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
         try:
             first = parse(pb.ReplicateRequest, await context.read())
             caller = self.admission.identify(first.hello)
             self.admission.open(caller)
             await context.write(self._answer(caller))
             await self._receive(caller, context)
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            raise Unavailable("the node is stopping", reason="STOPPING") from None
         finally:
-            self._streams -= 1
+            self._streams.discard(task)
 
     def _answer(self, caller: Caller) -> bytes:
         hello = make_hello(

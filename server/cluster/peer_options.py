@@ -113,6 +113,7 @@ def _common(options: PeerOptions) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.keepalive_time_ms", options.keepalive_ms),
         ("grpc.keepalive_timeout_ms", options.keepalive_ms),
+        ("grpc.http2.ping_timeout_ms", options.keepalive_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]

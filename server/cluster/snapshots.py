@@ -95,7 +95,7 @@ class SnapshotSource:
         self._served = 0
 
     async def serve(self, request: pb.SnapshotRequest, write: Write) -> None:
-        """Send the head, then the chunks. Raises what `open_snapshot` raises, ResourceExhausted, OSError."""
+        """Send the head, then the chunks. Raises what `open_snapshot` raises, ResourceExhausted, Unavailable."""
         if self._served >= SERVED_MAX:
             raise ResourceExhausted(
                 f"{SERVED_MAX} snapshots are being sent",
@@ -107,6 +107,9 @@ class SnapshotSource:
             files = await self._open(request.shard)
             try:
                 await self._send(files, request, write)
+            except OSError as error:
+                why = f"a file of the snapshot can't be read: {error}"
+                raise Unavailable(why, reason="SNAPSHOT_UNREADABLE") from error
             finally:
                 files.close()
         finally:

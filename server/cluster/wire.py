@@ -47,8 +47,7 @@ MESSAGE_BYTES_MAX: Final = 64 << 20
 """The longest message. Whoever makes messages keeps below it: a batch of the journal is far smaller."""
 
 _ENTRY_BYTES: Final = 24
-_MESSAGE_BYTES: Final = 64
-_PACK_BYTES: Final = 16
+_MESSAGE_BYTES: Final = 80
 
 
 def size_bytes(message: Message) -> int:

@@ -1,0 +1,65 @@
+"""What waits for a peer, and how long a link waits for it."""
+
+from random import Random
+
+import pytest
+
+from tickwheel.server.cluster import wire
+from tickwheel.server.cluster.peer_link import BeatQueue, BulkQueue, backoff_s
+from tickwheel.server.cluster.peer_options import PeerOptions
+from tickwheel.server.message import Acked, Append, Beat, BeatAcked, LogEntry, Message
+
+
+def ack(number: int) -> Message:
+    """A short message."""
+    return Acked(1, 1, number)
+
+
+def test_bulk_is_taken_in_frames_and_in_order() -> None:
+    queue = BulkQueue(10 * wire.FRAME_BYTES)
+    half = Append(1, 1, 0, 1, (LogEntry(1, 1, bytes(wire.FRAME_BYTES // 2)),), 0)
+    long = Append(1, 1, 0, 1, (LogEntry(1, 1, bytes(2 * wire.FRAME_BYTES)),), 0)
+    sent = [ack(1), half, half, ack(2), long, ack(3)]
+    assert queue.put(sent)
+    frames = [queue.take() for _ in range(5)]
+    assert frames == [[ack(1), half], [half, ack(2)], [long], [ack(3)], []]
+    assert queue.waiting_bytes == 0
+
+
+def test_what_is_being_written_still_counts() -> None:
+    size = wire.size_bytes(ack(1))
+    queue = BulkQueue(2 * size)
+    assert queue.put([ack(1), ack(2)])
+    assert len(queue.take()) == 2
+    assert queue.waiting_bytes == 2 * size
+    assert not queue.put([ack(3)])
+    queue.clear()
+    assert queue.take() == []
+    assert queue.put([ack(4)])
+
+
+def test_of_beats_the_newest_waits() -> None:
+    queue = BeatQueue()
+    for number in range(3):
+        assert queue.put([Beat(number, 0, (), ()), BeatAcked(number, ())])
+    assert queue.take() == [Beat(2, 0, (), ()), BeatAcked(2, ())]
+    assert queue.take() == []
+    queue.put([Beat(9, 0, (), ())])
+    queue.clear()
+    assert queue.take() == []
+
+
+def test_a_link_waits_longer_with_each_failure_to_a_limit() -> None:
+    options = PeerOptions(backoff_min_s=0.1, backoff_max_s=1.0)
+    rng = Random(1)
+    for failures, longest_s in ((0, 0.1), (1, 0.2), (2, 0.4), (4, 1.0), (500, 1.0)):
+        waits = [backoff_s(failures, options, rng) for _ in range(200)]
+        assert longest_s / 2 <= min(waits) < 0.6 * longest_s
+        assert 0.9 * longest_s < max(waits) <= longest_s
+
+
+def test_options_hold_their_relations() -> None:
+    with pytest.raises(AssertionError):
+        PeerOptions(backoff_min_s=2.0, backoff_max_s=1.0)
+    with pytest.raises(AssertionError):
+        PeerOptions(queue_bytes_max=0)
