@@ -2,7 +2,7 @@
 
     flush ─► shard 0 ─► shard 1 ─► … ─► backup.json ─► .nightly.partial is renamed to nightly
 
-Copying is done in the lists' thread, one shard at a time: lists wait while a shard is copied (some 0.5 s a GB), nothing
+Copying is done in the lists' thread, one shard at a time: lists wait while a shard is copied (some 3 s a GB), nothing
 else does. One backup at a time. What ends early, by an error or because the caller went away, leaves nothing; what a
 crash left is removed when the name is used again.
 

@@ -70,9 +70,12 @@ def test_the_same_jobs_on_another_server(
     assert there.good("import", "jobs.ndjson") == "imported 8, failed 0\n"
     assert jobs_of(there) == before, "what is there is met, not made twice"
     with Client(other.target) as client, Client(node.target) as old:
-        for options in ({"request_id": "order-1"}, {"request_id": "order-2", "job_id": "named"}):
-            again = client.create(sink.url(), delay="8h", **options)
-            assert again == old.create(sink.url(), delay="8h", **options)
+        for request_id, job_id in (("order-1", ""), ("order-2", "named")):
+            again, first = (
+                each.create(sink.url(), delay="8h", request_id=request_id, job_id=job_id)
+                for each in (client, old)
+            )
+            assert again == first
         with pytest.raises(AlreadyExists):
             client.create(sink.url(), delay="7h", request_id="order-1")
     assert jobs_of(there) == before
