@@ -68,8 +68,11 @@ class EtcdMoves(LogMoves):
             return
         for name, node in self.living(state):
             alive = node.mine and state.live[self.at(name)] and not node.mute
-            if not alive or name not in rec.voters:
+            if not alive or name not in rec.voters or name not in (self.scope.takers or self.names):
                 continue
+            busy = node.lead and (self.rules.serving(node.lead) or rec.leader == name)
+            if busy and state.live.count(True) == len(state.live):
+                continue  # nothing has changed since it began: it goes on with that
             if node.lead and self.rules.serving(node.lead):
                 continue
             if not self._gone(state, name) and self.broken != "blind_put":
@@ -130,8 +133,8 @@ class EtcdMoves(LogMoves):
                     continue
                 waits = voter.mute or self.rules.must_wait(voter, lead.waived)
                 waits = waits or voter.mem.promise > lead.epoch
-                for how in self.scope.hows if peer != name else ("call",):
-                    if how == "post" or not waits:
+                for how in self.scope.hows if peer != name and not self.scope.coarse else ("call",):
+                    if not waits or (how == "post" and len(state.msgs) < self.scope.msgs_max):
                         yield Move("fence", name, peer, how)
 
     def _do_fence(self, state: State, move: Move) -> State:
@@ -167,7 +170,7 @@ class EtcdMoves(LogMoves):
         for epoch, size in state.ghost.by_epoch:
             if epoch < lead.epoch and node.mem.log[:size] != state.ghost.committed[:size]:
                 raise Breach("L4", f"leader {move.node} of {lead.epoch} lacks a commit of {epoch}")
-        return self.put(state, move.node, node)
+        return self.written(self.put(state, move.node, node), move.node)
 
     # --- change of voters --------------------------------------------------------------------------
 

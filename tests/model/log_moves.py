@@ -136,7 +136,7 @@ class LogMoves:
         return state
 
     def vouch(self, state: State, msg: Msg) -> None:
-        """L5: what an ack or a promise says is on disk when it leaves."""
+        """L5: what an ack or a promise says is on disk when it leaves without waiting for an fsync."""
         node = self.node(state, msg.src)
         kept = node.disk.log[: msg.index] == node.mem.log[: msg.index]
         kept = kept and len(node.disk.log) >= msg.index
@@ -153,11 +153,11 @@ class LogMoves:
         later = tuple(a for a in answers if a not in now)
         node = node._replace(owed=(*node.owed, *later))
         state = self.put(state, msg.dst, node)
-        if sync and not now:
-            state, now = self.sync(state, msg.dst)
         for answer in now:
             if answer.kind != "heard":
                 self.vouch(state, answer)
+        if sync and not now:
+            state, now = self.sync(state, msg.dst)
         return state, now
 
     def sync(self, state: State, name: str) -> tuple[State, tuple[Msg, ...]]:
@@ -225,18 +225,29 @@ class LogMoves:
         node = self.node(state, move.node)
         entry = Entry(self.lead(state, move.node).epoch, move.how, move.node)
         mem = node.mem._replace(log=(*node.mem.log, entry))
-        return self.put(state, move.node, node._replace(mem=mem))
+        return self.written(self.put(state, move.node, node._replace(mem=mem)), move.node)
+
+    def written(self, state: State, name: str) -> State:
+        """A leader's own write: synced later, by a move of its own, or at once in a coarse scope."""
+        return self.sync(state, name)[0] if self.scope.coarse else state
 
     def _may_append(self, state: State) -> Moves:
         for name, node, lead in self.leaders(state):
-            size, base = len(node.mem.log), node.mem.base
             for peer, _ in self.living(state):
                 if peer == name:
                     continue
-                for first in {max(base, lead.match[self.at(peer)]), max(base, size - 1)}:
-                    for count in {min(1, size - first), size - first}:
-                        for how in self.scope.hows:
-                            yield Move("append", name, peer, how, first, count)
+                for first, count in self._spans(node, lead, lead.match[self.at(peer)]):
+                    for how in ("call",) if self.scope.coarse else self.scope.hows:
+                        yield Move("append", name, peer, how, first, count)
+
+    def _spans(self, node: Node, lead: Lead, match: int) -> set[tuple[int, int]]:
+        """Which entries to send: from the match or the end on, one or all; none carries the commit."""
+        size, base = len(node.mem.log), node.mem.base
+        first = max(base, match)
+        if self.scope.coarse:
+            return {(first, size - first)} if lead.leading else set()
+        firsts = {first, max(base, size - 1)}
+        return {(f, count) for f in firsts for count in (min(1, size - f), size - f)}
 
     def _do_append(self, state: State, move: Move) -> State:
         node, lead = self.node(state, move.node), self.lead(state, move.node)

@@ -54,9 +54,7 @@ class Rules:
                 return self._heard(node, msg), ()
 
     def _obey(self, node: Node, epoch: int) -> Node:
-        """Take the promise of the epoch on; who led or wanted to lead a lower one stops, owed answers lapse."""
-        if epoch > node.mem.promise:
-            node = node._replace(owed=())
+        """Take the promise of the epoch on; whoever led or wanted to lead a lower one stops before that."""
         lead = node.lead if node.lead and node.lead.epoch >= epoch else None
         mem = node.mem._replace(promise=max(node.mem.promise, epoch))
         return node._replace(lead=lead, mem=mem)

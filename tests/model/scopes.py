@@ -6,10 +6,10 @@ from tests.model.rules import Rules
 from tests.model.state import Budget, Disk, Entry, Ghost, Lead, Node, Record, State, at, put
 
 WEIGHTS: dict[str, float] = {
-    "append": 30, "commit": 40, "propose": 10, "fence": 40, "adopt": 40, "take": 5, "begin": 20,
-    "beat": 12, "tick": 8, "skew": 2, "deliver": 10, "drop": 1, "fsync": 8, "fire": 4, "once": 4,
+    "append": 30, "commit": 40, "propose": 10, "fence": 40, "adopt": 40, "take": 3, "begin": 20,
+    "beat": 12, "tick": 8, "skew": 2, "deliver": 10, "drop": 1, "fsync": 40, "fire": 4, "once": 4,
     "reconfig": 4, "cas": 10, "reread": 6, "etcd": 3, "release": 0.5, "down": 0.3, "crash": 1.5,
-    "wipe": 0.3, "lose": 0.5, "revoke": 3, "register": 6, "compact": 1.5, "snap": 2, "arm": 3,
+    "wipe": 0.3, "lose": 0.5, "revoke": 1.5, "register": 10, "compact": 1.5, "snap": 2, "arm": 3,
 }  # fmt: skip
 
 
@@ -22,15 +22,17 @@ class Scope:
     voters: str
     hold: int = 6  # L; 0: no time at all, and nobody waits
     margin: int = 2  # twice what one clock may be off its share
-    epochs_max: int = 6
-    log_max: int = 7
+    epochs_max: int = 8
+    log_max: int = 9
     msgs_max: int = 6
     steps: int = 120
-    hows: tuple[str, ...] = ("call", "half", "post")
+    hows: tuple[str, ...] = ("call", "call", "call", "half", "post")
     kinds: str = "wcs"  # what a leader may write
     voters_max: int = 4
     budget: Budget = field(default_factory=Budget)
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    coarse: bool = False  # appends send all, only beats may lose their answer, every write is synced
+    takers: str = ""  # who may take over (by symmetry the first may be named); empty: everyone
     shapes: tuple[str, ...] = ()  # the voter sets that a change may aim at; empty: any single change
 
     def rules(self, broken: str = "") -> Rules:
@@ -61,32 +63,96 @@ def _weights(**changed: float) -> dict[str, float]:
 
 
 _LOG = _weights(beat=0, tick=0, skew=0, fire=0, arm=0)
-_TIME = _weights(beat=30, tick=20, skew=5, fire=10, reconfig=2, propose=5, snap=1, compact=1)
+_LEASE = _weights(
+    beat=25, tick=4, skew=2, fire=3, append=20, propose=1, take=3, revoke=1.5, register=10,
+    reconfig=0, snap=0.2, compact=0.2, fsync=40, arm=2, crash=0.7,
+)  # fmt: skip
 
 MAJORITY = Scope("majority", "ABCD", "ABC", budget=Budget(wipe=1, lose=1))
+LEASE = Scope("lease", "ABC", "ABC", hold=8, weights=_LEASE, log_max=8)
 VARIANTS: dict[str, Scope] = {
     scope.name: scope
     for scope in (
         MAJORITY,
         replace(MAJORITY, name="log", hold=0, weights=_LOG, steps=140),
-        replace(MAJORITY, name="lease", weights=_TIME, steps=160, log_max=6),
-        Scope("five", "ABCDEF", "ABCDE", voters_max=5, budget=Budget(wipe=1), steps=180),
-        Scope("two", "ABC", "AB", voters_max=3),
-        Scope("two-lease", "ABC", "AB", voters_max=3, weights=_TIME, steps=160, log_max=6),
-        Scope("one", "ABC", "A", voters_max=3),
         replace(
             MAJORITY,
-            name="outage",  # etcd is gone, then comes back without a single session
-            weights={**_TIME, "outage": 2, "revoke": 0.5},
-            steps=160,
+            name="change",  # one change of voters after the other, answers of etcd lost or late
+            hold=0,
+            budget=Budget(),
+            weights={**_LOG, "reconfig": 12, "cas": 20, "reread": 15, "etcd": 6, "release": 0.2},
         ),
-        replace(MAJORITY, name="hand-over", weights={**_TIME, "release": 4}, steps=160),
+        Scope("five", "ABCDEF", "ABCDE", voters_max=5, budget=Budget(wipe=1), steps=180),
+        Scope("two", "ABC", "AB", voters_max=3),
+        Scope("one", "ABC", "A", voters_max=3),
+        LEASE,
+        replace(
+            LEASE,
+            name="lease-change",  # a lease while voters change, from one or two of them on
+            voters="AB",
+            voters_max=3,
+            weights={**_LEASE, "reconfig": 6, "cas": 15},
+        ),
+        replace(
+            LEASE,
+            name="outage",  # etcd is gone, then comes back without a single session
+            weights={**_LEASE, "outage": 2, "revoke": 0.5},
+        ),
+        replace(LEASE, name="hand-over", weights={**_LEASE, "release": 3, "revoke": 2}),
         replace(
             MAJORITY,
             name="re-seed",
+            names="ABC",
             budget=Budget(lose=3),
-            weights={**_LOG, "lose": 3, "append": 50, "snap": 4, "deliver": 20},
+            weights={**_LOG, "lose": 3, "append": 50, "snap": 2, "deliver": 20, "reconfig": 0},
             hold=0,
         ),
     )
 }
+
+# --- exhaustive: small enough that every reachable state is seen -------------------------------------
+
+_FEW = Budget(crash=0, revoke=1, reconfig=0, release=0, late=0, skew=0, snap=0)
+_NO_TIME = ("beat", "tick", "skew", "fire", "arm")
+
+
+def _only(*kinds: str) -> dict[str, float]:
+    return dict.fromkeys(kinds, 1.0)
+
+
+_CORE = ("propose", "append", "commit", "fence", "adopt", "take", "revoke", "deliver", "crash")
+_LEASED = ("beat", "tick", "skew", "append", "commit", "fence", "adopt", "take", "deliver", "revoke")
+SEARCHES: dict[str, Scope] = {
+    scope.name: scope
+    for scope in (
+        Scope(
+            "x-log", "ABC", "ABC", hold=0, coarse=True, epochs_max=3, log_max=3, msgs_max=0, kinds="w",
+            hows=("call",), budget=_FEW._replace(revoke=2, crash=1), weights=_only(*_CORE),
+        ),
+        Scope(
+            "x-two", "AB", "AB", hold=3, margin=1, epochs_max=3, log_max=3, msgs_max=1, kinds="",
+            hows=("call", "half"), budget=_FEW._replace(crash=1, skew=1, revoke=2, release=1),
+            coarse=True, weights=_only(*_LEASED, "crash", "release", "fire", "arm"),
+        ),
+        Scope(
+            "x-lease", "ABC", "ABC", hold=2, margin=0, epochs_max=2, log_max=3, msgs_max=0, kinds="",
+            hows=("call",), budget=_FEW._replace(crash=1), coarse=True, takers="AB",
+            weights=_only(*_LEASED, "crash"),
+        ),
+        Scope(
+            "x-release", "ABC", "ABC", hold=2, margin=0, coarse=True, epochs_max=3, log_max=4, msgs_max=0, kinds="",
+            hows=("call",), budget=_FEW._replace(release=1),
+            weights=_only(*_LEASED, "release"),
+        ),
+        Scope(
+            "x-change", "ABC", "AB", hold=2, margin=0, coarse=True, epochs_max=2, log_max=3, msgs_max=0, kinds="",
+            hows=("call",), budget=_FEW._replace(reconfig=1), shapes=("A", "AB", "ABC"),
+            weights=_only(*_LEASED, "reconfig", "cas", "reread", "down"),
+        ),
+        Scope(
+            "x-grow", "AB", "A", hold=2, margin=0, coarse=True, epochs_max=2, log_max=3, msgs_max=0, kinds="",
+            hows=("call",), budget=_FEW._replace(reconfig=1, revoke=2),
+            weights=_only(*_LEASED, "reconfig", "cas", "reread", "down"),
+        ),
+    )
+}  # fmt: skip
