@@ -41,6 +41,12 @@ class Options:
     trace: bool
 
 
+def say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def commit_now() -> str:
     """The commit under test; a `+` says that the model differs from it."""
     changed = _git("status", "--porcelain", "--", "tests/model/*.py")
@@ -48,7 +54,9 @@ def commit_now() -> str:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def world_of(variant: str, mutation: str = "") -> World:
@@ -67,7 +75,11 @@ def walk_many(world: World, options: Options) -> tuple[Line, Found | None]:
         seed += 1
         if found:
             break
-    line: Line = {"how": "walks", "walks": seed - options.seed, "seeds": f"{options.seed}-{seed - 1}"}
+    line: Line = {
+        "how": "walks",
+        "walks": seed - options.seed,
+        "seeds": f"{options.seed}-{seed - 1}",
+    }
     if not found:
         line |= {"steps": tally.steps, "committed_max": tally.committed_max}
         line |= {"epochs_max": tally.epochs_max, "never": never(world, tally)}
@@ -76,7 +88,9 @@ def walk_many(world: World, options: Options) -> tuple[Line, Found | None]:
 
 def never(world: World, tally: Tally) -> list[str]:
     """The kinds of moves that no walk made: what a silent campaign says nothing about."""
-    return sorted(k for k, w in world.scope.weights.items() if w and not tally.moves[k] and k != "arm")
+    return sorted(
+        k for k, w in world.scope.weights.items() if w and not tally.moves[k] and k != "arm"
+    )
 
 
 def search_all(world: World, options: Options) -> tuple[Line, Found | None]:
@@ -102,9 +116,9 @@ def run(variant: str, mutation: str, options: Options) -> Found | None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     with options.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
+    say(json.dumps(line))
     if found and options.trace:
-        print("\n".join(told(world, found.moves)))
+        say("\n".join(told(world, found.moves)))
     return found
 
 
@@ -114,7 +128,9 @@ def run(variant: str, mutation: str, options: Options) -> Found | None:
 def told(world: World, moves: list[Move]) -> Iterator[str]:
     """Each move, and the nodes that it changed."""
     before = world.start()
-    yield "   start  " + "; ".join(told_node(n, node) for n, node in zip(world.names, before.nodes, strict=True))
+    yield "   start  " + "; ".join(
+        told_node(n, node) for n, node in zip(world.names, before.nodes, strict=True)
+    )
     number = 0
     try:
         for number, (move, after) in enumerate(replay(world, moves), 1):
@@ -131,11 +147,13 @@ def told_move(move: Move) -> str:
     msg, txn = move.msg, move.txn
     words = [move.kind, move.node, f"-> {move.peer}" if move.peer else "", move.how, move.voters]
     if msg:
-        words.append(f"{msg.kind} {msg.src}->{msg.dst} epoch {msg.epoch} index {msg.index} age {msg.age}")
+        words.append(
+            f"{msg.kind} {msg.src}->{msg.dst} epoch {msg.epoch} index {msg.idx} age {msg.age}"
+        )
     if txn:
         words.append(f"{txn.kind} by {txn.by}: epoch {txn.epoch}, voters {txn.voters}")
-    if move.first or move.count:
-        words.append(f"{move.first}+{move.count}")
+    if move.first or move.many:
+        words.append(f"{move.first}+{move.many}")
     return " ".join(word for word in words if word)
 
 
@@ -179,7 +197,9 @@ def main() -> int:
         prog="python -m tests.model", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--walks", type=int, default=1_000_000, help="at most so many walks a variant")
+    parser.add_argument(
+        "--walks", type=int, default=1_000_000, help="at most so many walks a variant"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="at most so long a variant")
     parser.add_argument("--seed", type=int, default=0, help="the first walk's seed")
     parser.add_argument("--variant", default="", help=", ".join([*VARIANTS, *SEARCHES]))
@@ -193,7 +213,9 @@ def main() -> int:
         names = list(MUTATIONS) if given.mutation == "all" else [given.mutation]
         caught = [catch(MUTATIONS[name], given.variant, options) for name in names]
         return 0 if all(caught) else 1
-    variants = [given.variant] if given.variant else list(SEARCHES if given.exhaustive else VARIANTS)
+    variants = (
+        [given.variant] if given.variant else list(SEARCHES if given.exhaustive else VARIANTS)
+    )
     breaches = [run(variant, "", options) for variant in variants]
     return 1 if any(breaches) else 0
 

@@ -1,8 +1,8 @@
 """Moves that concern etcd: sessions, take-over, change of voters, release; every compare-and-swap may be "late".
 
-    take     now    carried out and answered              late   under way: carried out at some later time, or never
-    cas      known  carried out (or refused), answered    lost   carried out, the answer lost       late   as above
-    release  now / late, as for take
+take     now    carried out and answered              late   under way: carried out at some later time, or never
+cas      known  carried out (or refused), answered    lost   carried out, the answer lost       late   as above
+release  now / late, as for take
 """
 
 from tests.model.log_moves import LogMoves, Move, Moves
@@ -139,7 +139,7 @@ class EtcdMoves(LogMoves):
 
     def _do_fence(self, state: State, move: Move) -> State:
         lead = self.lead(state, move.node)
-        msg = Msg("fence", move.node, move.peer, lead.epoch, index=lead.waived)
+        msg = Msg("fence", move.node, move.peer, lead.epoch, idx=lead.waived)
         return self.ask(state, msg, move.how)
 
     def _may_adopt(self, state: State) -> Moves:

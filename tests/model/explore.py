@@ -84,7 +84,12 @@ def _draw(
     possible = [(kind, options) for kind, options in possible if options]
     if not possible:
         return None
-    return chance.choice(chance.choices([options for _, options in possible], [world.scope.weights[kind] for kind, _ in possible])[0])
+    return chance.choice(
+        chance.choices(
+            [options for _, options in possible],
+            [world.scope.weights[kind] for kind, _ in possible],
+        )[0]
+    )
 
 
 def replay(world: World, moves: Sequence[Move]) -> Iterator[tuple[Move, State]]:
@@ -143,9 +148,7 @@ class Search:
     found: Found | None
 
 
-def search(
-    world: World, states_max: int, kinds: Sequence[str], stop: Callable[[], bool]
-) -> Search:
+def search(world: World, states_max: int, kinds: Sequence[str], stop: Callable[[], bool]) -> Search:
     """Breadth first over every reachable state, each kept as a 61-bit hash; the first breach is a shortest one."""
     start = world.start()
     seen = {hash(start)}

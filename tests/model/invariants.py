@@ -32,7 +32,9 @@ def _matching(world: World, state: State, place: int) -> None:
     mine = state.nodes[place].mem.log
     for other, node in enumerate(state.nodes):
         if other != place and not _prefixes_match(mine, node.mem.log):
-            raise Breach("L3", f"{world.names[place]} and {world.names[other]} differ below a match")
+            raise Breach(
+                "L3", f"{world.names[place]} and {world.names[other]} differ below a match"
+            )
 
 
 def _prefixes_match(one: Log, two: Log) -> bool:

@@ -12,20 +12,15 @@ from typing import NamedTuple
 from tests.model.rules import Rules
 from tests.model.scopes import Scope
 from tests.model.state import (
-    NOBODY,
     Breach,
-    Budget,
-    Disk,
     Entry,
     Lead,
     Msg,
     Node,
-    Record,
     State,
     Txn,
     at,
     epoch_at,
-    fence_quorum,
 )
 
 
@@ -37,7 +32,7 @@ class Move(NamedTuple):
     peer: str = ""
     how: str = ""
     first: int = 0
-    count: int = 0
+    many: int = 0
     voters: str = ""
     msg: Msg | None = None
     txn: Txn | None = None
@@ -49,7 +44,9 @@ Moves = Iterator[Move]
 class LogMoves:
     """A scope under its rules: messages and the log."""
 
-    def __init__(self, scope: Scope, broken: str = "", masked: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, scope: Scope, broken: str = "", masked: frozenset[str] = frozenset()
+    ) -> None:
         """`masked`: invariants that only restate the broken rule, left out so that its harm must show."""
         self.scope = scope
         self.names = scope.names
@@ -100,7 +97,7 @@ class LogMoves:
         """The state with one leader's memory changed."""
         return self.put(state, name, self.node(state, name)._replace(lead=lead))
 
-    def put_live(self, state: State, name: str, live: bool) -> State:  # noqa: FBT001
+    def put_live(self, state: State, name: str, live: bool) -> State:
         """The state with a session there or not; what rests on an older session of the node falls."""
         place = at(self.names, name)
         lives = (*state.live[:place], live, *state.live[place + 1 :])
@@ -138,8 +135,8 @@ class LogMoves:
     def vouch(self, state: State, msg: Msg) -> None:
         """L5: what an ack or a promise says is on disk when it leaves without waiting for an fsync."""
         node = self.node(state, msg.src)
-        kept = node.disk.log[: msg.index] == node.mem.log[: msg.index]
-        kept = kept and len(node.disk.log) >= msg.index
+        kept = node.disk.log[: msg.idx] == node.mem.log[: msg.idx]
+        kept = kept and len(node.disk.log) >= msg.idx
         if msg.kind == "promise":
             kept = kept and node.disk.promise >= msg.epoch
         if not kept and "L5" not in self.masked:
@@ -254,7 +251,7 @@ class LogMoves:
         log = node.mem.log
         msg = Msg(
             "append", move.node, move.peer, lead.epoch, move.first, epoch_at(log, move.first),
-            log[move.first : move.first + move.count], lead.commit,
+            log[move.first : move.first + move.many], lead.commit,
             life=lead.lives[self.at(move.peer)],
         )  # fmt: skip
         return self.ask(state, msg, move.how)
@@ -309,7 +306,9 @@ class LogMoves:
         longest = known if len(known) > len(prefix) else prefix
         for name, node, lead in self.leaders(state):
             if lead.epoch > epoch and node.mem.log[: len(prefix)] != prefix:
-                raise Breach("L4", f"leader {name} of epoch {lead.epoch} lacks what epoch {epoch} commits")
+                raise Breach(
+                    "L4", f"leader {name} of epoch {lead.epoch} lacks what epoch {epoch} commits"
+                )
         sizes = dict(ghost.by_epoch)
         sizes[epoch] = max(sizes.get(epoch, 0), len(prefix))
         by_epoch = tuple(sorted(sizes.items()))

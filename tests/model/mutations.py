@@ -11,7 +11,8 @@ class Mutation:
     breaks: str
     variant: str = "log"
     masked: tuple[str, ...] = ()
-    walks: int = 20_000  # the campaign gives up after these
+    seed: int = -1  # a walk that shows it; -1: not kept, or the variant is a small scope
+    quick: bool = True  # belongs to the slice that every test run takes
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -28,15 +29,15 @@ MUTATIONS: dict[str, Mutation] = {
         Mutation("no_joint_no_catch_up", "M8: neither joint nor caught up", "change", ("L9",)),
         Mutation("fence_no_promise", "M9: a voter answers a fence without promising", masked=("L5",)),
         Mutation("majority_shrink", "M10: a take-over drops voters of a majority set"),
-        Mutation("lease_from_arrival", "the lease is counted from the ack's arrival", "x-two"),
+        Mutation("lease_from_arrival", "the lease is counted from the ack's arrival", "x-late"),
         Mutation("no_hold", "an ack of a heartbeat does not hold off fences", "x-two"),
-        Mutation("forget_hold", "a voter does not wait L after its own start", "x-two"),
-        Mutation("no_drift_margin", "the leader's lease is as long as the voter's hold-off", "x-two"),
+        Mutation("forget_hold", "a voter does not wait L after its own start", "x-start"),
+        Mutation("no_drift_margin", "the leader's lease is as long as the voter's hold-off", "x-drift"),
         Mutation("right_by_old_config", "during a change the right rests on the old voters alone", "x-grow"),
         Mutation("release_before_stop", "`released` is written before the leader has stopped", "x-two"),
         Mutation("waive_any_hold", "`released` waives every hold-off, also one given to an older leader", "x-two"),
         Mutation("early_heartbeat", "heartbeats go out before the fence is complete", "x-release"),
-        Mutation("check_when_queued", "the right is checked when a request is queued, not when it is sent", "x-two"),
+        Mutation("check_when_queued", "the right is checked when a request is queued, not when it is sent", "x-queue"),
         Mutation("ack_before_fsync", "entries are acked before the fsync", masked=("L5",)),
         Mutation("promise_before_fsync", "a promise is answered before the fsync", masked=("L5", "L2")),
         Mutation("count_self_unsynced", "the leader counts itself before its own fsync", masked=("L9",)),

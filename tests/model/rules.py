@@ -75,15 +75,15 @@ class Rules:
         if node.mute and whole and epoch_at(log, msg.commit) == msg.epoch:
             node = node._replace(mute=False)
         index = len(log) if self.broken == "ack_own_end" else match
-        ack = Msg("ack", msg.dst, msg.src, msg.epoch, index=index, life=node.life)
+        ack = Msg("ack", msg.dst, msg.src, msg.epoch, idx=index, life=node.life)
         return node, (ack,)
 
     def join(self, mem: Disk, msg: Msg) -> tuple[Log, int] | None:
         """The log with the message's entries in it and the index up to which it equals the leader's; None: mismatch."""
         log = mem.log
-        skip = max(0, mem.base - msg.index)  # what lies below the base is committed, and equal
-        prev, entries = msg.index + skip, msg.entries[skip:]
-        match = msg.index + len(msg.entries)
+        skip = max(0, mem.base - msg.idx)  # what lies below the base is committed, and equal
+        prev, entries = msg.idx + skip, msg.entries[skip:]
+        match = msg.idx + len(msg.entries)
         if skip and not entries:
             return log, match
         if prev > len(log) or (not skip and epoch_at(log, prev) != msg.last):
@@ -100,19 +100,19 @@ class Rules:
         if msg.epoch < node.mem.promise:
             return node, ()
         node = self._obey(node, msg.epoch)
-        if msg.index <= node.commit and self.broken != "snap_below_commit":
+        if msg.idx <= node.commit and self.broken != "snap_below_commit":
             return node, ()
-        log, index = node.mem.log, msg.index
+        log, index = node.mem.log, msg.idx
         holds = node.mem.base <= index <= len(log) and (
             epoch_at(log, index) == epoch_at(msg.entries, index)
             or self.broken == "snap_keeps_suffix"
         )
         mem = node.mem._replace(log=msg.entries + (log[index:] if holds else ()), base=index)
-        ack = Msg("ack", msg.dst, msg.src, msg.epoch, index=index, life=node.life)
+        ack = Msg("ack", msg.dst, msg.src, msg.epoch, idx=index, life=node.life)
         return node._replace(mem=mem, commit=max(index, node.commit)), (ack,)
 
     def _fence(self, node: Node, msg: Msg) -> Answer:
-        if msg.epoch < node.mem.promise or node.mute or self.must_wait(node, msg.index):
+        if msg.epoch < node.mem.promise or node.mute or self.must_wait(node, msg.idx):
             return node, ()
         if self.broken != "fence_no_promise":
             node = self._obey(node, msg.epoch)
@@ -159,7 +159,7 @@ class Rules:
         if lead is None:
             return node
         place = at(self.names, msg.src)
-        match = put(lead.match, place, max(lead.match[place], min(msg.index, len(node.mem.log))))
+        match = put(lead.match, place, max(lead.match[place], min(msg.idx, len(node.mem.log))))
         return node._replace(lead=lead._replace(match=match))
 
     def _heard(self, node: Node, msg: Msg) -> Node:
@@ -178,7 +178,7 @@ class Rules:
             return node
         if any(who == msg.src for who, _, _ in lead.got):
             return node
-        got = tuple(sorted((*lead.got, (msg.src, msg.last, msg.index))))
+        got = tuple(sorted((*lead.got, (msg.src, msg.last, msg.idx))))
         return node._replace(lead=lead._replace(got=got))
 
     # --- what a leader may conclude ---------------------------------------------------------------

@@ -31,9 +31,14 @@ class Scope:
     voters_max: int = 4
     budget: Budget = field(default_factory=Budget)
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
-    coarse: bool = False  # appends send all, only beats may lose their answer, every write is synced
+    coarse: bool = (
+        False  # appends send all, only beats may lose their answer, every write is synced
+    )
+    tiny: bool = False  # every state within a few seconds
     takers: str = ""  # who may take over (by symmetry the first may be named); empty: everyone
-    shapes: tuple[str, ...] = ()  # the voter sets that a change may aim at; empty: any single change
+    shapes: tuple[
+        str, ...
+    ] = ()  # the voter sets that a change may aim at; empty: any single change
 
     def rules(self, broken: str = "") -> Rules:
         """The rules for this cluster, one of them broken perhaps."""
@@ -121,7 +126,22 @@ def _only(*kinds: str) -> dict[str, float]:
 
 
 _CORE = ("propose", "append", "commit", "fence", "adopt", "take", "revoke", "deliver", "crash")
-_LEASED = ("beat", "tick", "skew", "append", "commit", "fence", "adopt", "take", "deliver", "revoke")
+_LEASED = (
+    "beat",
+    "tick",
+    "skew",
+    "append",
+    "commit",
+    "fence",
+    "adopt",
+    "take",
+    "deliver",
+    "revoke",
+)
+_TWO = Scope(
+    "", "AB", "AB", hold=2, margin=0, tiny=True, epochs_max=3, log_max=4, msgs_max=0, kinds="",
+    hows=("call",), coarse=True, weights=_only(*_LEASED, "crash"),
+)  # fmt: skip
 SEARCHES: dict[str, Scope] = {
     scope.name: scope
     for scope in (
@@ -129,11 +149,11 @@ SEARCHES: dict[str, Scope] = {
             "x-log", "ABC", "ABC", hold=0, coarse=True, epochs_max=3, log_max=3, msgs_max=0, kinds="w",
             hows=("call",), budget=_FEW._replace(revoke=2, crash=1), weights=_only(*_CORE),
         ),
-        Scope(
-            "x-two", "AB", "AB", hold=3, margin=1, epochs_max=3, log_max=3, msgs_max=1, kinds="",
-            hows=("call", "half"), budget=_FEW._replace(crash=1, skew=1, revoke=2, release=1),
-            coarse=True, weights=_only(*_LEASED, "crash", "release", "fire", "arm"),
-        ),
+        replace(_TWO, name="x-two", budget=_FEW._replace(revoke=2, release=1), weights=_only(*_LEASED, "release")),
+        replace(_TWO, name="x-start", budget=_FEW._replace(crash=1), weights=_only(*_LEASED, "crash", "register")),
+        replace(_TWO, name="x-late", hold=3, msgs_max=1, hows=("call", "half"), budget=_FEW),
+        replace(_TWO, name="x-drift", hold=3, margin=1, budget=_FEW._replace(skew=1)),
+        replace(_TWO, name="x-queue", budget=_FEW, weights=_only(*_LEASED, "fire", "arm")),
         Scope(
             "x-lease", "ABC", "ABC", hold=2, margin=0, epochs_max=2, log_max=3, msgs_max=0, kinds="",
             hows=("call",), budget=_FEW._replace(crash=1), coarse=True, takers="AB",
@@ -150,7 +170,7 @@ SEARCHES: dict[str, Scope] = {
             weights=_only(*_LEASED, "reconfig", "cas", "reread", "down"),
         ),
         Scope(
-            "x-grow", "AB", "A", hold=2, margin=0, coarse=True, epochs_max=2, log_max=3, msgs_max=0, kinds="",
+            "x-grow", "AB", "A", hold=2, margin=0, coarse=True, tiny=True, epochs_max=2, log_max=3, msgs_max=0, kinds="",
             hows=("call",), budget=_FEW._replace(reconfig=1, revoke=2),
             weights=_only(*_LEASED, "reconfig", "cas", "reread", "down"),
         ),

@@ -53,7 +53,7 @@ class Msg(NamedTuple):
     src: str
     dst: str
     epoch: int
-    index: int = 0
+    idx: int = 0
     last: int = 0
     entries: Log = ()
     commit: int = 0
@@ -70,7 +70,9 @@ class Lead(NamedTuple):
     match: tuple[int, ...]
     left: tuple[int, ...]
     lives: tuple[int, ...]
-    waived: int = NOBODY  # the epoch whose leader released itself: its hold-off need not be waited for
+    waived: int = (
+        NOBODY  # the epoch whose leader released itself: its hold-off need not be waited for
+    )
     got: tuple[tuple[str, int, int], ...] = ()  # promises: who, last epoch, last index
     leading: bool = False  # fenced and adopted; serves once `noop` is committed
     want: str = ""  # the other configuration while joint
@@ -89,10 +91,14 @@ class Node(NamedTuple):
     owed: tuple[Msg, ...] = ()  # answers that wait for the fsync
     commit: int = 0
     hold: int = 0  # ticks for which it grants no fence
-    hold_epoch: int = NOBODY  # the leader that the hold-off protects; NOBODY after a start: it may be any
+    hold_epoch: int = (
+        NOBODY  # the leader that the hold-off protects; NOBODY after a start: it may be any
+    )
     fast: bool = False  # its clock is one tick ahead of its share
     life: int = 0  # number of its process
-    mute: bool = False  # lost its log: grants no fence until the leader has re-seeded this very life
+    mute: bool = (
+        False  # lost its log: grants no fence until the leader has re-seeded this very life
+    )
     dead: bool = False
     mine: bool = True  # the process owns the session that etcd holds, if it holds one
     led: int = 0  # highest epoch that this process began to lead
@@ -125,7 +131,9 @@ class Ghost(NamedTuple):
     """The observer's memory."""
 
     committed: Log = ()
-    by_epoch: tuple[tuple[int, int], ...] = ()  # (epoch, longest prefix that its leader called committed)
+    by_epoch: tuple[
+        tuple[int, int], ...
+    ] = ()  # (epoch, longest prefix that its leader called committed)
     led: tuple[tuple[int, str, int], ...] = ()  # (epoch, node, life)
     fired: int = 0  # the highest epoch that a request carried
     once: int = 0  # at-most-once requests sent

@@ -95,14 +95,12 @@ class World(EtcdMoves):
 
     def _may_arm(self, state: State) -> Moves:
         for name, node, lead in self.leaders(state):
-            if self.broken == "check_when_queued" and not lead.armed:
-                if self.rules.entitled(node, name):
-                    yield Move("arm", name)
+            queues = self.broken == "check_when_queued" and not lead.armed
+            if queues and self.rules.entitled(node, name):
+                yield Move("arm", name)
 
     def _do_arm(self, state: State, move: Move) -> State:
-        return self.put_lead(
-            state, move.node, self.lead(state, move.node)._replace(armed=True)
-        )
+        return self.put_lead(state, move.node, self.lead(state, move.node)._replace(armed=True))
 
     def _may_once(self, state: State) -> Moves:
         for name, node, lead in self.leaders(state):
@@ -163,5 +161,4 @@ class World(EtcdMoves):
         keeps = self.broken == "wiped_keeps_name"
         promise = 1 if keeps or self.broken == "reseed_forgets_promise" else state.rec.epoch
         node = self._restarted(self.node(state, move.node), Disk(promise))
-        state = self.put(self.spend(state, "lose"), move.node, node._replace(mute=not keeps))
-        return state
+        return self.put(self.spend(state, "lose"), move.node, node._replace(mute=not keeps))
