@@ -187,7 +187,7 @@ class EtcdMoves(LogMoves):
         """One added, one replaced, one dropped; the leader stays."""
         if self.scope.shapes:
             return [s for s in self.scope.shapes if s != cfg and name in s]
-        spare = [n for n, node in self.living(state) if n not in cfg]
+        spare = [n for n, _ in self.living(state) if n not in cfg]
         fewer = [cfg.replace(v, "") for v in cfg if v != name]
         bases = [cfg, *fewer] if len(cfg) < self.scope.voters_max else fewer
         more = ["".join(sorted(base + new)) for base in bases for new in spare]

@@ -233,16 +233,21 @@ class LogMoves:
             for peer, _ in self.living(state):
                 if peer == name:
                     continue
-                for first, count in self._spans(node, lead, lead.match[self.at(peer)]):
-                    for how in ("call",) if self.scope.coarse else self.scope.hows:
+                for first, count in self._spans(node, lead.match[self.at(peer)]):
+                    for how in (
+                        ("call",) if self.scope.coarse and self.scope.hold else self.scope.hows
+                    ):
                         yield Move("append", name, peer, how, first, count)
 
-    def _spans(self, node: Node, lead: Lead, match: int) -> set[tuple[int, int]]:
-        """Which entries to send: from the match or the end on, one or all; none carries the commit."""
+    def _spans(self, node: Node, match: int) -> set[tuple[int, int]]:
+        """Which entries to send, (first, how many): from the match or the end on, one or all, or none."""
         size, base = len(node.mem.log), node.mem.base
         first = max(base, match)
         if self.scope.coarse:
-            return {(first, size - first)} if lead.leading else set()
+            return {
+                (first, size - first),
+                (first, size - first if self.scope.hold else min(1, size - first)),
+            }
         firsts = {first, max(base, size - 1)}
         return {(f, count) for f in firsts for count in (min(1, size - f), size - f)}
 

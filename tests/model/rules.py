@@ -63,8 +63,11 @@ class Rules:
         if msg.epoch < node.mem.promise and self.broken != "old_leader_appends":
             return node, ()
         joined = self.join(node.mem, msg)
-        if joined is None:
-            return self._obey(node, msg.epoch), ()
+        if (
+            joined is None
+        ):  # mismatch: says that nothing of this append matched, and which life it is
+            none = Msg("ack", msg.dst, msg.src, msg.epoch, life=node.life)
+            return self._obey(node, msg.epoch), (none,)
         log, match = joined
         node = self._obey(node, msg.epoch)
         node = node._replace(mem=node.mem._replace(log=log))
