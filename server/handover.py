@@ -31,7 +31,11 @@ LAND_S: Final = 0.15
 """How long a shard stands still, at most, while what is in flight lands."""
 
 POLL_S: Final = 0.002
-AGAIN_S: Final = 1.0
+AGAIN_MS: Final = 1_000
+AGAIN_MS_MAX: Final = 300_000
+AGAIN_FACTOR: Final = 4
+"""A shard that comes back, because the other one did not take it or lost it, is offered again ever more seldom."""
+
 RELEASE_S: Final = 2.0
 SETTLED_MS: Final = 30_000
 """A node is given shards back only when it has been there for so long: one that comes and goes gets none."""
@@ -54,6 +58,7 @@ class HandOver:
         self._since_ms: dict[NodeId, tuple[int, int]] = {}
         self._under_way: set[int] = set()
         self._not_before_ms: dict[int, int] = {}
+        self._pause_ms: dict[int, int] = {}
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -72,7 +77,8 @@ class HandOver:
         for number in list(self._runner.slots):
             if len(self._under_way) >= AT_A_TIME:
                 return
-            waits = self._not_before_ms.get(number, 0) > now_ms
+            urgent = number in self._view.moves or not self._view.may_lead(self._me)
+            waits = self._not_before_ms.get(number, 0) > now_ms and not urgent
             if number in self._under_way or waits:
                 continue
             target = self._target(number, now_ms)
@@ -89,6 +95,9 @@ class HandOver:
             else (seen.session, now_ms)
             for node, seen in nodes.items()
         }
+        for number in list(self._pause_ms):
+            if now_ms - self._not_before_ms[number] > AGAIN_MS_MAX:
+                del self._pause_ms[number]
 
     # --- who should lead ---
 
@@ -135,7 +144,9 @@ class HandOver:
                 await self._stand_still(number, slot, target)
         finally:
             self._under_way.discard(number)
-            self._not_before_ms[number] = self._now_ms() + round(AGAIN_S * 1000)
+            pause_ms = self._pause_ms.get(number, AGAIN_MS)
+            self._not_before_ms[number] = self._now_ms() + pause_ms
+            self._pause_ms[number] = min(pause_ms * AGAIN_FACTOR, AGAIN_MS_MAX)
 
     async def _stand_still(self, number: int, slot: Slot, target: NodeId) -> None:
         epoch = slot.shard.epoch

@@ -6,8 +6,8 @@ from unittest.mock import patch
 
 from tickwheel.server import takeover
 from tickwheel.server.lead import Lead
-from tickwheel.server.ledger import Ledger
 from tickwheel.server.lease import Holds, Rights
+from tickwheel.server.ledger import Ledger
 from tickwheel.server.log import Log, _Walk
 from tickwheel.server.message import Append, LogEntry, NodeId
 from tickwheel.server.quorum import fence_quorum
