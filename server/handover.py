@@ -57,7 +57,7 @@ class HandOver:
         self._now_ms = now_ms
         self._since_ms: dict[NodeId, tuple[int, int]] = {}
         self._under_way: set[int] = set()
-        self._not_before_ms: dict[int, int] = {}
+        self._tried_ms: dict[int, int] = {}
         self._pause_ms: dict[int, int] = {}
         self._stop = asyncio.Event()
 
@@ -77,14 +77,18 @@ class HandOver:
         for number in list(self._runner.slots):
             if len(self._under_way) >= AT_A_TIME:
                 return
-            urgent = number in self._view.moves or not self._view.may_lead(self._me)
-            waits = self._not_before_ms.get(number, 0) > now_ms and not urgent
-            if number in self._under_way or waits:
+            if number in self._under_way or self._waits(number, now_ms):
                 continue
             target = self._target(number, now_ms)
             if target:
                 self._under_way.add(number)
                 self._runner.spawn(self._hand_over(number, target))
+
+    def _waits(self, number: int, now_ms: int) -> bool:
+        """True when the shard was tried a moment ago; of one's own accord, when it came back lately."""
+        urgent = number in self._view.moves or not self._view.may_lead(self._me)
+        pause_ms = AGAIN_MS if urgent else self._pause_ms.get(number, 0)
+        return now_ms - self._tried_ms.get(number, -AGAIN_MS) < pause_ms
 
     def _observe(self, now_ms: int) -> None:
         """Since when each node is there, in its present life."""
@@ -96,7 +100,7 @@ class HandOver:
             for node, seen in nodes.items()
         }
         for number in list(self._pause_ms):
-            if now_ms - self._not_before_ms[number] > AGAIN_MS_MAX:
+            if now_ms - self._tried_ms[number] > 2 * AGAIN_MS_MAX:
                 del self._pause_ms[number]
 
     # --- who should lead ---
@@ -144,8 +148,8 @@ class HandOver:
                 await self._stand_still(number, slot, target)
         finally:
             self._under_way.discard(number)
-            pause_ms = self._pause_ms.get(number, AGAIN_MS)
-            self._not_before_ms[number] = self._now_ms() + pause_ms
+            self._tried_ms[number] = self._now_ms()
+            pause_ms = self._pause_ms.get(number, AGAIN_MS // AGAIN_FACTOR)
             self._pause_ms[number] = min(pause_ms * AGAIN_FACTOR, AGAIN_MS_MAX)
 
     async def _stand_still(self, number: int, slot: Slot, target: NodeId) -> None:
