@@ -1,7 +1,7 @@
 # Few verbs; `make` prints them. Needs python 3.11 or later, make and git; `make proto` also needs node.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check lint fmt type cover bench crash sim model gen gen-check proto lock build clean
+.PHONY: help setup demo cluster run test check lint fmt type cover bench crash sim model gen gen-check proto lock build clean
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -37,6 +37,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup      ## a server, a target and some jobs, on this machine, in one minute
 	$(PY) bench/demo.py $(ARGS)
+
+cluster: setup      ## etcd and three nodes on this machine; a leader is killed, another takes over
+	$(PY) bench/demo_cluster.py $(ARGS)
 
 run: setup      ## one node on ./data; ctrl-c stops it
 	@echo "gRPC on 127.0.0.1:7070, health and metrics on http://127.0.0.1:7080 (/readyz, /metrics), data in ./data; ctrl-c stops it."
