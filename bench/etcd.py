@@ -106,8 +106,10 @@ class Member:
         self.process.send_signal(number)
 
     def pause(self) -> None:
-        """SIGSTOP: it is there, and does not answer."""
+        """SIGSTOP: it is there, and does not answer. Returns when every thread stands still."""
         self.signal(signal.SIGSTOP)
+        assert self.process is not None
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         """SIGCONT."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -61,26 +62,31 @@ class Server(stubs.KVServicer, stubs.WatchServicer, stubs.AuthServicer):
     async def stop(self) -> None:
         await self._server.stop(None)
 
-    async def Range(self, request: rpc.RangeRequest, _: object) -> rpc.RangeResponse:  # type: ignore[override]  # noqa: N802
+    async def Range(self, request: rpc.RangeRequest, context: object) -> rpc.RangeResponse:  # noqa: N802
         return rpc.RangeResponse(header=header(self.revision))
 
-    async def Authenticate(  # type: ignore[override]  # noqa: N802
-        self, request: rpc.AuthenticateRequest, _: object
+    def _unused(self, request: object, context: object) -> Any:
+        raise AssertionError("a watch does not call it")
+
+    Put = DeleteRange = Txn = _unused
+
+    async def Authenticate(  # noqa: N802
+        self, request: rpc.AuthenticateRequest, context: object
     ) -> rpc.AuthenticateResponse:
         self.logins += 1
         return rpc.AuthenticateResponse(token=f"token-{self.logins}")
 
-    async def Watch(  # type: ignore[override]  # noqa: N802
+    async def Watch(  # noqa: N802
         self,
-        requests: Requests,
+        request_iterator: Requests,
         context: "grpc.aio.ServicerContext[rpc.WatchRequest, rpc.WatchResponse]",
     ) -> AsyncIterator[rpc.WatchResponse]:
-        first = await anext(requests)
+        first = await anext(request_iterator)
         self.starts.append(first.create_request.start_revision)
         self.tokens += [str(v) for k, v in context.invocation_metadata() or () if k == "token"]
         script = self.scripts[min(len(self.starts), len(self.scripts)) - 1]
         try:
-            async for response in script(self, requests, first.create_request):
+            async for response in script(self, request_iterator, first.create_request):
                 yield response
         except Failure as failure:
             await context.abort(failure.code, failure.details)

@@ -37,6 +37,7 @@ from tickwheel.server.errors import (
 
 KEYS = Keys("/t/")
 CODE = grpc.StatusCode
+BASE: dict[str, Any] = {"endpoints": ("a:1",)}
 
 
 # --- bytes on the wire: what etcd's own encoder writes for the same message -------------------
@@ -273,7 +274,7 @@ def test_a_password_is_not_shown() -> None:
 )
 def test_options_that_contradict_each_other_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
-        EtcdOptions(**{"endpoints": ("a:1",), **wrong})
+        EtcdOptions(**(BASE | wrong))
 
 
 def test_a_rotation_goes_on_once_however_many_saw_the_failure() -> None:
