@@ -26,6 +26,12 @@ def test_bulk_is_taken_in_frames_and_in_order() -> None:
     assert queue.waiting_bytes == 0
 
 
+def test_a_frame_of_short_messages_is_short_too() -> None:
+    queue = BulkQueue(10 * wire.FRAME_BYTES)
+    assert queue.put([ack(number) for number in range(5_000)])
+    assert [len(queue.take()) for _ in range(4)] == [2_000, 2_000, 1_000, 0]
+
+
 def test_what_is_being_written_still_counts() -> None:
     size = wire.size_bytes(ack(1))
     queue = BulkQueue(2 * size)
