@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,7 +104,13 @@ def test_what_is_sent_arrives(sent: list[Message]) -> None:
 
 @pytest.mark.parametrize("kind", Message.__args__, ids=lambda kind: kind.__name__)
 def test_a_message_of_nothing_but_zeros_keeps_its_kind(kind: type[Message]) -> None:
-    empty = {"entries": (), "led": (), "unheard": (), "refused": (), "released": False}
+    empty: dict[str, Any] = {
+        "entries": (),
+        "led": (),
+        "unheard": (),
+        "refused": (),
+        "released": False,
+    }
     message = kind(**{name: empty.get(name, 0) for name in kind._fields})
     assert carried([message]) == [message]
 
