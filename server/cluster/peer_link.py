@@ -30,8 +30,17 @@ log = get_logger(__name__)
 
 REPLICATE: Final = "/tickwheel.internal.v1.PeerService/Replicate"
 
-BrokenLink = (grpc.aio.AioRpcError, TickwheelError, asyncio.InvalidStateError, TimeoutError)
-"""How a connection ends; anything else is a fault of this program."""
+FRAME_MESSAGES: Final = 2_000
+"""Of short ones, so that a frame of them holds the loop for a few milliseconds at most."""
+
+BrokenLink = (
+    grpc.aio.AioRpcError,
+    grpc.aio.UsageError,
+    TickwheelError,
+    asyncio.InvalidStateError,
+    OSError,
+)
+"""How a connection ends; anything else is a fault of this program, and told with where it came from."""
 
 
 StreamOpener = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
@@ -77,7 +86,8 @@ class BulkQueue:
         taken: list[Message] = []
         while self._messages:
             size, message = self._messages[0]
-            if taken and self._taken_bytes + size > wire.FRAME_BYTES:
+            full = self._taken_bytes + size > wire.FRAME_BYTES or len(taken) == FRAME_MESSAGES
+            if taken and full:
                 break
             self._messages.popleft()
             self._taken_bytes += size
@@ -203,6 +213,8 @@ class Link:
                 await self._stream()
             except BrokenLink as error:
                 self._say(error)
+            except Exception:
+                log.exception("a link to a peer failed", extra={"peer": self._name})
             lasted_s = self._loop.time() - began_s
             failures = 0 if lasted_s > self._options.backoff_max_s else failures + 1
             await asyncio.sleep(backoff_s(failures, self._options, self._rng))

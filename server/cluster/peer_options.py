@@ -14,6 +14,8 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from tickwheel.server.config import Config
+
 PEER_NAME: Final = "tickwheel-peer"
 """The DNS name in the certificate of every node."""
 
@@ -53,6 +55,24 @@ class PeerOptions:
         assert 0 < self.backoff_min_s <= self.backoff_max_s
         assert self.queue_bytes_max > 0
         assert self.snapshot_bytes_per_s >= 0
+
+
+def options_of(config: Config) -> PeerOptions:
+    """What the operator said."""
+    files = (Path(config.peer_ca), Path(config.peer_cert), Path(config.peer_key))
+    return PeerOptions(
+        listen=config.peer_address,
+        tls=Tls(*files) if config.peer_tls else None,
+        snapshot_bytes_per_s=config.snapshot_bytes_per_s,
+    )
+
+
+def advertised_of(config: Config, port: int) -> str:
+    """The address that other nodes are told, given the port that the listener got."""
+    if config.peer_advertise:
+        return config.peer_advertise
+    host, _ = config.peer_address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def dial(address: str, options: PeerOptions) -> grpc.aio.Channel:

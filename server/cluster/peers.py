@@ -127,7 +127,11 @@ class GrpcPeers:
         try:
             data = await call(asked.SerializeToString(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise _refusal(error, peer) or _unknown(error, peer) from None
+            raise _refusal(error, peer) or _unknown(_words(error, peer)) from None
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            raise _unknown(f"node {peer} left the cluster meanwhile") from None
         answer = pb.ForwardResponse.FromString(data)
         if answer.WhichOneof("result") != "response":
             raise peer_status.decode(answer.status)
@@ -174,6 +178,11 @@ class GrpcPeers:
                 f"node {peer} is not there", reason="PEER_UNREACHABLE", retry_after_ms=200
             )
         return known
+
+    @property
+    def grace_s(self) -> float:
+        """How long calls under way may go on when their connection is to be closed."""
+        return self._options.stop_grace_s
 
     def dial(self, address: str) -> grpc.aio.Channel:
         """A new connection."""
@@ -267,7 +276,9 @@ class _Peer:
         """End all; the tasks end soon."""
         tasks = [self.bulk.close(), self.beats.close()]
         if self._calls is not None:
-            tasks.append(asyncio.get_running_loop().create_task(self._calls.close()))
+            tasks.append(
+                asyncio.get_running_loop().create_task(self._calls.close(self._peers.grace_s))
+            )
         return tasks
 
 
@@ -297,12 +308,12 @@ class _LaneWiring:
 
 async def _ready(channel: grpc.aio.Channel, peer: NodeId, timeout_s: float) -> None:
     """Wait for the connection before anything is sent: what fails here has surely not happened there."""
-    if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
-        return
     try:
+        if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return
         async with asyncio.timeout(timeout_s):
             await channel.channel_ready()
-    except TimeoutError:
+    except (TimeoutError, grpc.aio.UsageError):
         raise Unavailable(
             f"node {peer} can't be reached", reason="PEER_UNREACHABLE", retry_after_ms=200
         ) from None
@@ -328,11 +339,17 @@ def _broken(error: grpc.aio.AioRpcError, peer: NodeId) -> Unavailable:
     return Unavailable(_words(error, peer), reason="PEER_UNREACHABLE")
 
 
-def _unknown(error: grpc.aio.AioRpcError, peer: NodeId) -> DeadlineExceeded:
+def _unknown(words: str) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"{_words(error, peer)}; whether it was done is unknown: repeat it with the same request_id",
+        f"{words}; whether it was done is unknown: repeat it with the same request_id",
         reason="FORWARD_OUTCOME_UNKNOWN",
     )
+
+
+def _cancelled() -> bool:
+    """True when it is this task that shall end, and not a connection that was closed below it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _words(error: grpc.aio.AioRpcError, peer: NodeId) -> str:

@@ -121,7 +121,7 @@ def _fill_entries(into: Any, prev_index: int, entries: tuple[LogEntry, ...]) -> 
 
 def _fill_acked(made: Any, message: Acked) -> None:
     into = made.acked
-    into.shard = message.shard
+    into.shard = message.shard  # sets the kind, even to 0
     into.epoch = message.epoch
     into.match = message.match
 
@@ -147,8 +147,10 @@ def _fill_plain(field: str) -> Callable[[Any, Any], None]:
     """The filler of a message whose fields have the same names and plain values on both sides."""
 
     def fill(made: Any, message: Any) -> None:
-        kind = type(getattr(made, field))
-        getattr(made, field).CopyFrom(kind(**message._asdict()))
+        into = getattr(made, field)
+        into.SetInParent()
+        for name, value in zip(message._fields, message, strict=True):
+            setattr(into, name, value)
 
     return fill
 

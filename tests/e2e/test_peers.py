@@ -4,7 +4,7 @@ import asyncio
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -48,7 +48,7 @@ class Process:
 
 
 @asynccontextmanager
-async def running(name: str) -> AsyncIterator[Process]:
+async def running(name: str) -> AsyncGenerator[Process]:
     """Until the test ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.e2e.peer_process", name, cwd=ROOT,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,18 +46,20 @@ def entries(draw: st.DrawFn) -> tuple[int, tuple[LogEntry, ...]]:
     )
 
 
-appends = st.builds(
-    lambda shard, epoch, logged, prev_epoch, commit: Append(
-        shard, epoch, logged[0], prev_epoch, logged[1], commit
-    ),
-    shards, numbers, entries(), numbers, numbers,
-)  # fmt: skip
-fetched = st.builds(
-    lambda shard, epoch, logged, prev_epoch, last: Fetched(
-        shard, epoch, logged[0], prev_epoch, logged[1], last
-    ),
-    shards, numbers, entries(), numbers, numbers,
-)  # fmt: skip
+@st.composite
+def appends(draw: st.DrawFn) -> Append:
+    """A leader's entries."""
+    prev, held = draw(entries())
+    return Append(draw(shards), draw(numbers), prev, draw(numbers), held, draw(numbers))
+
+
+@st.composite
+def fetches(draw: st.DrawFn) -> Fetched:
+    """Entries for a candidate."""
+    prev, held = draw(entries())
+    return Fetched(draw(shards), draw(numbers), prev, draw(numbers), held, draw(numbers))
+
+
 beats = st.builds(
     Beat,
     numbers,
@@ -65,7 +68,7 @@ beats = st.builds(
     st.lists(uuids, max_size=3).map(tuple),
 )
 messages = st.one_of(
-    appends,
+    appends(),
     st.builds(Acked, shards, numbers, numbers),
     st.builds(Rejected, shards, numbers, numbers),
     st.builds(Superseded, shards, numbers, numbers),
@@ -73,7 +76,7 @@ messages = st.one_of(
     st.builds(Fenced, shards, numbers, numbers, numbers),
     st.builds(FenceRefused, shards, numbers, numbers),
     st.builds(Fetch, shards, numbers, numbers, numbers),
-    fetched,
+    fetches(),
     st.builds(FetchRefused, shards, numbers, numbers),
     beats,
     st.builds(BeatAcked, numbers, st.lists(shards, max_size=5).map(tuple)),
@@ -97,6 +100,19 @@ def carried(sent: Sequence[Message]) -> list[Message]:
 @given(st.lists(messages, max_size=12))
 def test_what_is_sent_arrives(sent: list[Message]) -> None:
     assert carried(sent) == sent
+
+
+@pytest.mark.parametrize("kind", Message.__args__, ids=lambda kind: kind.__name__)
+def test_a_message_of_nothing_but_zeros_keeps_its_kind(kind: type[Message]) -> None:
+    empty: dict[str, Any] = {
+        "entries": (),
+        "led": (),
+        "unheard": (),
+        "refused": (),
+        "released": False,
+    }
+    message = kind(**{name: empty.get(name, 0) for name in kind._fields})
+    assert carried([message]) == [message]
 
 
 @given(messages)

@@ -101,7 +101,7 @@ def test_the_same_seed_is_the_same_story() -> None:
 def test_in_any_weather_messages_come_in_order_and_connections_come_back(seed: int) -> None:
     story = stormy(seed)
     assert len(story) > 1_000
-    assert any(event[0] == "down" for _, _, event in story if isinstance(event, tuple))
+    assert any("('down'," in repr(event) for _, _, event in story)
 
 
 def test_lost_frames_take_their_connection_with_them() -> None:
@@ -127,7 +127,12 @@ def test_connections_overtake_each_other() -> None:
             a.peers.send(b.store, [Beat(number, 0, (), ())])
             await asyncio.sleep(0.001)
         await asyncio.sleep(1)
-        numbers = [m.sent_ms if isinstance(m, Beat) else m.match for m in b.messages(a)]  # type: ignore[union-attr]
+        came = b.messages(a)
+        numbers = [
+            m.sent_ms if isinstance(m, Beat) else m.match
+            for m in came
+            if isinstance(m, Beat | Acked)
+        ]
         assert numbers != sorted(numbers)
         assert matches(b, a) == list(range(200))
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -17,18 +17,23 @@ from tests.conformance.peer_worlds import CLUSTER, OPTIONS, Files, Node, acks, u
 from tickwheel.internal.v1 import peer_service_pb2 as pb
 from tickwheel.server.cluster import peer_door, snapshots
 from tickwheel.server.cluster.peer_hello import Identity, make_hello
-from tickwheel.server.cluster.peer_link import REPLICATE
+from tickwheel.server.cluster.peer_link import REPLICATE, StreamOpener
 from tickwheel.server.cluster.peer_options import PeerOptions, Tls, dial
 from tickwheel.server.cluster.peer_port import Forwarded, Member
 from tickwheel.server.cluster.peers import FORWARD, GrpcPeers
 from tickwheel.server.cluster.snapshots import DirectoryFiles, Throttle
-from tickwheel.server.errors import ResourceExhausted, TickwheelError, Unavailable
+from tickwheel.server.errors import (
+    DeadlineExceeded,
+    ResourceExhausted,
+    TickwheelError,
+    Unavailable,
+)
 
 STRANGER = Identity(CLUSTER, "5e" * 16)
 
 
 @asynccontextmanager
-async def listening(name: str, options: PeerOptions = OPTIONS) -> AsyncIterator[Node]:
+async def listening(name: str, options: PeerOptions = OPTIONS) -> AsyncGenerator[Node]:
     """A node."""
     node = Node(name, CLUSTER)
     peers = GrpcPeers(node.me, node.owner, options, Random(1))
@@ -44,8 +49,9 @@ async def listening(name: str, options: PeerOptions = OPTIONS) -> AsyncIterator[
 async def refused(node: Node, *frames: bytes, options: PeerOptions = OPTIONS) -> str:
     """How the door ends a stream of these frames."""
     channel = dial(node.address, options)
+    opener: StreamOpener = channel.stream_stream(REPLICATE)
+    call = opener()
     try:
-        call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(REPLICATE)()
         for frame in frames:
             await call.write(frame)
         async with asyncio.timeout(5):
@@ -132,6 +138,41 @@ async def test_a_call_that_was_forwarded_before_is_refused(monkeypatch: pytest.M
         monkeypatch.setattr(peer_door, "FORWARDS_MAX", 0)
         assert await forwarded(a, hops=1) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert len(a.forwarded) == 1
+
+
+async def test_a_call_under_way_has_a_while_when_its_node_leaves() -> None:
+    answers = {"quick": 0.2, "slow": 60.0}
+
+    async def answer(call: Forwarded) -> bytes:
+        await asyncio.sleep(answers[call.method])
+        return b"done"
+
+    async with listening("a") as a, listening("b") as b:
+        b.answer = answer
+        a.peers.set_members({b.store: Member(b.address, 1)})
+        calls = [
+            asyncio.create_task(a.peers.forward(b.store, method, b"", 30.0)) for method in answers
+        ]
+        await until(lambda: len(b.forwarded) == len(calls))
+        a.peers.set_members({})
+        assert await calls[0] == b"done"
+        with pytest.raises(DeadlineExceeded, match="left the cluster"):
+            await calls[1]
+
+
+async def test_a_call_that_is_given_up_is_cancelled() -> None:
+    async def answer(_call: Forwarded) -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+    async with listening("a") as a, listening("b") as b:
+        b.answer = answer
+        a.peers.set_members({b.store: Member(b.address, 1)})
+        call = asyncio.create_task(a.peers.forward(b.store, "m", b"", 30.0))
+        await until(lambda: b.forwarded)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
 
 
 async def test_a_fault_of_the_other_node_stays_in_its_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """The proxy of the fault tests: each mode does what it says, and it can be told over a socket."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -44,7 +44,7 @@ async def connect(port: int) -> Ends:
 
 
 @asynccontextmanager
-async def path() -> AsyncIterator[tuple[Proxy, Echo, int]]:
+async def path() -> AsyncGenerator[tuple[Proxy, Echo, int]]:
     """A proxy with one link a-b to an echo."""
     echo, proxy = Echo(), Proxy()
     connected.clear()
