@@ -6,7 +6,6 @@ from unittest.mock import patch
 
 from tickwheel.server import takeover
 from tickwheel.server.lead import Lead
-from tickwheel.server.lease import Holds, Rights
 from tickwheel.server.ledger import Ledger
 from tickwheel.server.log import Log, _Walk
 from tickwheel.server.message import Append, LogEntry, NodeId
@@ -121,40 +120,6 @@ def _no_catching_up() -> Any:
     return patch.object(Lead, "cas_wanted", eager)
 
 
-def _no_hold() -> Any:
-    return patch.object(Holds, "wait_ms", lambda *_, **__: 0)
-
-
-def _release_excuses_all() -> Any:
-    wait_ms = Holds.wait_ms
-
-    def excused(holds: Holds, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
-        return 0 if released else wait_ms(holds, shard, epoch, now_ms, released=False)
-
-    return patch.object(Holds, "wait_ms", excused)
-
-
-def _hold_forgotten_at_start() -> Any:
-    start = Holds.__init__
-
-    def awake(holds: Holds, started_ms: int) -> None:
-        start(holds, started_ms)
-        holds._waking_ms = 0
-
-    return patch.object(Holds, "__init__", awake)
-
-
-def _right_counted_from_the_ack() -> Any:
-    """As if the beat had been sent when its ack arrived, half a second later."""
-    start = Rights.__init__
-
-    def late(rights: Rights, me: NodeId, started_ms: int) -> None:
-        start(rights, me, started_ms)
-        rights._covered_ms += 500
-
-    return patch.object(Rights, "__init__", late)
-
-
 def _no_previous_check() -> Any:
     return patch.object(Log, "holds", lambda log, index, epoch: index <= log.last_index)
 
@@ -187,29 +152,26 @@ def _lower_epochs_are_heard() -> Any:
 
 
 SAFETY = (
-    "own check", "assertion", "committed sequence", "commit", "leader completeness", "log matching", "ack", "truncation",
+    "own check", "assertion", "committed sequence", "commit", "leader completeness", "log matching", "ack", "apply",
+    "truncation",
 )  # fmt: skip
 
 MUTANTS = (
     Mutant("an ack leaves before the fsync", ("ack",), 5, _ack_before_fsync),
     Mutant("a promise leaves before the fsync", ("promise",), 5, _promise_before_fsync),
     Mutant("the leader counts itself before its fsync", SAFETY, 20, _leader_counts_itself_early),
-    Mutant("entries of old epochs are counted", SAFETY, 1000, _old_epochs_are_counted),
-    Mutant("the fence is one voter short", SAFETY, 50, _fence_one_short),
+    Mutant("entries of old epochs are counted", SAFETY, 50, _old_epochs_are_counted),
+    Mutant("the fence is one voter short", SAFETY, 200, _fence_one_short),
     Mutant("promises are not written", ("promise", *SAFETY), 5, _promise_is_not_written),
-    Mutant("the longest log wins, whatever its epoch", SAFETY, 300, _longest_log_wins),
-    Mutant("a candidate takes its own log for the best", SAFETY, 50, _own_log_is_taken),
-    Mutant("a late append cuts off what later ones brought", SAFETY, 50, _late_append_cuts),
-    Mutant("in a change the new voters alone commit", SAFETY, 300, _new_voters_alone_commit),
-    Mutant("in a change the old voters alone commit", SAFETY, 300, _old_voters_alone_commit),
-    Mutant("voters change before they are caught up", SAFETY, 300, _no_catching_up),
-    Mutant("fences are granted at once", ("lease",), 50, _no_hold),
-    Mutant("a release excuses every leader's hold", ("lease",), 1000, _release_excuses_all),
-    Mutant("a restart forgets what was held", ("lease",), 1000, _hold_forgotten_at_start),
-    Mutant("a right is counted from the ack", ("lease",), 1000, _right_counted_from_the_ack),
-    Mutant("nobody looks at what an append follows", SAFETY, 50, _no_previous_check),
-    Mutant("what was truncated counts as on disk", SAFETY, 300, _truncated_stays_durable),
-    Mutant("a truncation is replayed one short", SAFETY, 300, _truncations_are_not_replayed),
-    Mutant("a follower commits beyond what matches", SAFETY, 50, _commit_beyond_the_match),
-    Mutant("lower epochs are heard", SAFETY, 50, _lower_epochs_are_heard),
+    Mutant("the longest log wins, whatever its epoch", SAFETY, 1000, _longest_log_wins),
+    Mutant("a candidate takes its own log for the best", SAFETY, 200, _own_log_is_taken),
+    Mutant("a late append cuts off what later ones brought", SAFETY, 300, _late_append_cuts),
+    Mutant("in a change the new voters alone commit", SAFETY, 600, _new_voters_alone_commit),
+    Mutant("in a change the old voters alone commit", SAFETY, 100, _old_voters_alone_commit),
+    Mutant("voters change before they are caught up", SAFETY, 100, _no_catching_up),
+    Mutant("nobody looks at what an append follows", SAFETY, 100, _no_previous_check),
+    Mutant("what was truncated counts as on disk", SAFETY, 150, _truncated_stays_durable),
+    Mutant("a truncation is replayed one short", SAFETY, 150, _truncations_are_not_replayed),
+    Mutant("a follower commits beyond what matches", SAFETY, 150, _commit_beyond_the_match),
+    Mutant("lower epochs are heard", SAFETY, 100, _lower_epochs_are_heard),
 )

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
@@ -155,7 +156,7 @@ class Judge:
 
     one leader an epoch · same (index, epoch), same entry and same predecessor · what is handed out as committed is the
     same everywhere and is on a quorum of disks when a leader hands it out · a leader has all that was committed before
-    it · acks and promises are on disk when they leave · no committed entry is truncated · no two nodes may act at once
+    it · acks and promises are on disk when they leave, entries when they are applied · no committed entry is truncated · no two nodes may act at once
     """
 
     def __init__(self) -> None:
@@ -205,6 +206,8 @@ class Judge:
 
     def handed_out(self, node: Node, entries: Sequence[LogEntry]) -> None:
         """A node was told that these are committed."""
+        if not node.has_on_disk(entries[-1].index, entries[-1].epoch):
+            raise Wrong(f"apply: {entries[-1].index} is not on the disk of {node.name}")
         for entry in entries:
             self.committed_by.setdefault(entry.index, node.replica.promised)
             if self.committed.setdefault(entry.index, entry) != entry:
@@ -215,6 +218,8 @@ class Judge:
         index, log = node.replica.commit, node.replica._log
         for voters in node.replica.configs if index > log.base_index else ():
             epoch = log.epoch_at(index)
+            if epoch != node.replica.epoch:
+                raise Wrong(f"commit: {index} is of epoch {epoch}, not {node.replica.epoch}")
             disks = sum(n.has_on_disk(index, epoch) for n in nodes if n.name in voters)
             if disks < commit_quorum(len(voters)):
                 raise Wrong(f"commit: {index} is on {disks} disks of {voters}")
@@ -261,6 +266,11 @@ class World:
         self.by_name = {node.name: node for node in self.nodes}
         voters = tuple(NAMES[: self.rng.choice((1, 2, 3, 3, 3, 4))])
         self.record = Leadership(0, "", voters, released=True)
+        profile = self.rng.choice(PROFILES)
+        self.pauses_ms = (
+            (0, 0, 1, 2, 5, 20) if profile is PROFILES[-1] else (0, 0, 0, 1, 3, 10, 40, 120)
+        )
+        self.happenings, self.weights = list(profile), list(accumulate(profile.values()))
         self.record_life = 0
         self.revision = 1
         self.proposed = 0
@@ -331,7 +341,7 @@ class World:
                 node.rights.leave(SHARD)
                 self.give_up(node, epoch, released=True)
             case FenceFailed(epoch):
-                self.give_up(node, epoch, released=False)
+                self.give_up(node, epoch, released=self.rng.random() < 0.5)
             case SnapshotWanted(peer):
                 self.bag.append(Flight(node.name, peer, Snapshot(tuple(node.state))))
             case CasWanted():
@@ -471,9 +481,8 @@ class World:
     def step(self) -> None:
         """One thing happens."""
         self.steps += 1
-        self.world_ms += self.rng.choice((0, 0, 0, 1, 3, 10, 40, 120))
-        happening = self.rng.choices(HAPPENINGS, WEIGHTS)[0]
-        happening(self)
+        self.world_ms += self.rng.choice(self.pauses_ms)
+        self.rng.choices(self.happenings, cum_weights=self.weights)[0](self)
         self.judge.acting(self.nodes, self.world_ms)
 
     def living(self) -> Node | None:
@@ -541,8 +550,17 @@ class World:
             self.tell(node)
 
     def happen_crash(self) -> None:
-        if (node := self.living()) is None:
-            return
+        if (node := self.living()) is not None:
+            self.crash(node)
+
+    def happen_bounce(self) -> None:
+        """A crash, and at once a new life."""
+        if (node := self.living()) is not None:
+            self.crash(node)
+            self.begin(node)
+
+    def crash(self, node: Node) -> None:
+        """What was not synced may be lost, from some batch on."""
         self.say(f"{node.name} crashes")
         survive = self.rng.randint(0, len(node.unsynced))
         for batch in node.unsynced[:survive]:
@@ -554,10 +572,13 @@ class World:
     def happen_start(self) -> None:
         dead = [node for node in self.nodes if not node.alive]
         if dead:
-            node = self.rng.choice(dead)
-            self.say(f"{node.name} starts")
-            node.start(node.now_ms(self.world_ms))
-            self.turn(node)
+            self.begin(self.rng.choice(dead))
+
+    def begin(self, node: Node) -> None:
+        """A new life."""
+        self.say(f"{node.name} starts")
+        node.start(node.now_ms(self.world_ms))
+        self.turn(node)
 
     def happen_flush(self) -> None:
         """The store is flushed, and the journal's oldest records go."""
@@ -627,7 +648,7 @@ class World:
         self.bag = []
         for node in self.nodes:
             if not node.alive:
-                node.start(node.now_ms(self.world_ms))
+                self.begin(node)
         lost_ms, goal = self.world_ms, None
         for _ in range(HEAL_ROUNDS_MAX):
             self.steps += 1
@@ -673,16 +694,19 @@ class World:
         self.judge.acting(self.nodes, self.world_ms)
 
 
-_ODDS: dict[Callable[[World], None], float] = {
+Odds = dict[Callable[[World], None], float]
+
+_ODDS: Odds = {
     World.happen_deliver: 50,
     World.happen_sync: 20,
     World.happen_tick: 8,
-    World.happen_beat: 4,
+    World.happen_beat: 3,
     World.happen_propose: 8,
     World.happen_tell: 3,
     World.happen_take_over: 1.2,
     World.happen_loss: 2,
     World.happen_crash: 0.8,
+    World.happen_bounce: 0.5,
     World.happen_start: 1.5,
     World.happen_flush: 2,
     World.happen_reconfigure: 1,
@@ -692,7 +716,15 @@ _ODDS: dict[Callable[[World], None], float] = {
     World.happen_release: 0.3,
     World.happen_link: 1,
 }
-HAPPENINGS, WEIGHTS = list(_ODDS), list(_ODDS.values())
+PROFILES: tuple[Odds, ...] = (
+    _ODDS,
+    # the log: many leaderships that get nowhere, nothing else
+    _ODDS | {World.happen_beat: 0.3, World.happen_take_over: 3, World.happen_reconfigure: 0.2},
+    # the lease: leaderships that act, and are contested
+    _ODDS | {World.happen_beat: 4, World.happen_deliver: 90, World.happen_sync: 30, World.happen_propose: 0.5,
+             World.happen_crash: 0.1, World.happen_bounce: 1.5, World.happen_flush: 0, World.happen_loss: 0,
+             World.happen_reconfigure: 0.2, World.happen_release: 0.6, World.happen_link: 0.1},
+)  # fmt: skip
 
 
 class Verdict(NamedTuple):
