@@ -67,7 +67,7 @@ class Backups:
         """Make the backup `name` (a name of a job's form, "" for one of the time); a word after each shard.
 
         Everything answered before the call is in it. Raises FailedPrecondition (BACKUP_DIR_UNSET, BACKUP_UNDER_WAY,
-        SNAPSHOT_FAILED), AlreadyExists, ResourceExhausted (SNAPSHOT_NO_ROOM), Unavailable while the disk is full.
+        BACKUP_PARTIAL, SNAPSHOT_FAILED), AlreadyExists, ResourceExhausted (SNAPSHOT_NO_ROOM), Unavailable while the disk is full.
         """
         if self._root is None:
             raise FailedPrecondition(
@@ -94,6 +94,11 @@ class Backups:
         runner, query = self._runner, self._runner.store.query
         start_ms = await self._keeper.flush_for_reading()
         numbers = sorted(runner.slots)
+        if len(numbers) < self._keeper.config.shards:
+            raise FailedPrecondition(
+                f"this node holds {len(numbers)} of {self._keeper.config.shards} shards; a backup needs all of them",
+                reason="BACKUP_PARTIAL",
+            )
         await query(partial(_want_room_for_all, self._shards, numbers, draft))
         size_bytes = 0
         for done, number in enumerate(numbers):

@@ -88,11 +88,13 @@ def test_what_fell_due_on_the_way_fires_late_under_its_id(
     node: Node, other: Node, sink: Sink, tmp_path: Path
 ) -> None:
     here, there = Shell(node.target, tmp_path), Shell(other.target, tmp_path)
-    here.good("jobs", "create", "--id", "soon", "--url", sink.url(), "--in", "3s")
-    uid = jobs_of(here)["namespaces/default/jobs/soon"]["uid"]
+    with Client(node.target) as client:
+        uid = client.create(sink.url(), job_id="soon", delay="8s").uid
+    due_s = time.monotonic() + 8
     exported = here.good("export")
     node.kill()
-    time.sleep(3)
+    assert not sink.count(), "the export took longer than this test can bear"
+    time.sleep(max(due_s - time.monotonic(), 0))
     (tmp_path / "jobs").write_text(exported)
     there.good("import", "jobs")
     wait_until(lambda: sink.count() == 1, SETTLE_S, "the request")

@@ -32,6 +32,8 @@ SHARDS = 3
 class FakeKeeper:
     """Says when it flushed."""
 
+    config = SimpleNamespace(shards=SHARDS)
+
     async def flush_for_reading(self) -> int:
         await asyncio.sleep(0)
         return NOW
@@ -138,6 +140,15 @@ async def test_no_place_no_room_no_disk(
             with pytest.raises(kind):
                 await finish(backups(tmp_path / "backups", shards).create("one"))
         assert names(tmp_path / "backups") == []
+
+
+async def test_a_node_that_holds_some_shards_only_makes_none(shards: Path, tmp_path: Path) -> None:
+    maker = backups(tmp_path / "backups", shards)
+    del maker._runner.slots[1]
+    with pytest.raises(FailedPrecondition, match="2 of 3 shards") as caught:
+        await finish(maker.create("one"))
+    assert caught.value.reason == "BACKUP_PARTIAL"
+    assert names(tmp_path / "backups") == []
 
 
 class Exchange:

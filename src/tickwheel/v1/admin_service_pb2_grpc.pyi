@@ -70,7 +70,8 @@ class AdminServiceStub:
     """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
     goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
     stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-    FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+    FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
+    ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
     """
 
 @_typing.type_check_only
@@ -112,7 +113,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
     goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
     stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-    FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+    FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
+    ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -247,7 +249,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
         goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
         stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-        FAILED_PRECONDITION: BACKUP_DIR_UNSET; BACKUP_UNDER_WAY. ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+        FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
+        ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
