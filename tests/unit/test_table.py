@@ -182,7 +182,7 @@ def test_a_row_is_in_one_place_of_a_set(table: Table) -> None:
     table.put_job(1, job())
     assert (1 in active.jobs, 1 in active.statuses) == (True, False)
     table.put_status(1, status(6))
-    assert (active.jobs[1].status, active.statuses) == (status(6), {})
+    assert (JobRow(*active.jobs[1]).status, active.statuses) == (status(6), {})
     table.drop_job(1, "acme", "a")
     assert (active.jobs, active.statuses, active.drops) == ({}, {}, {1})
     table.put_status(2, status(6))
