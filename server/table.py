@@ -170,17 +170,17 @@ class Table:
     def put_job(self, row: Row, job: JobRow) -> None:
         """A new job, or a new spec of one."""
         active = self.active
-        previous = active.jobs.get(row)
-        if previous is not None:
-            active.bytes_held -= _job_bytes(previous)
-        else:
-            active.bytes_held -= _weight(active.statuses.pop(row, None))
-        active.jobs[row] = _with(job, job.status)
-        names = active.names.get(job.namespace)
+        namespace, name, uid, spec, status, labels = job
+        if row in active.jobs:
+            active.bytes_held -= _job_bytes(active.jobs[row])
+        elif row in active.statuses:
+            active.bytes_held -= _weight(active.statuses.pop(row))
+        parts = active.jobs[row] = (namespace, name, uid, spec, status, labels)
+        names = active.names.get(namespace)
         if names is None:
-            names = active.names[job.namespace] = {}
-        names[job.name] = row
-        active.bytes_held += _job_bytes(job)
+            names = active.names[namespace] = {}
+        names[name] = row
+        active.bytes_held += _job_bytes(parts)
         self._forget(row)
 
     def put_status(self, row: Row, status: bytes) -> None:
