@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
-from tickwheel.server.codec import status_due_ms
-from tickwheel.server.model import JobParts, JobRow, Ms, Row
+from tickwheel.server.codec import status_columns, status_due_ms
+from tickwheel.server.model import JobParts, JobRow, JobState, Ms, Row
 
 
 class Mark(Enum):
@@ -231,13 +231,20 @@ class Table:
         return self.frozen
 
     def thaw(self, keep_until_ms: Ms) -> None:
-        """The frozen set is committed in the store: forget it, but keep what is due before `keep_until_ms` at hand."""
+        """The frozen set is committed in the store: forget it, but keep what is due before `keep_until_ms` at hand.
+
+        A job that is completed is not kept, or the cache would fill up with what has fired.
+        """
         frozen = self.frozen
         assert frozen is not None, "nothing is frozen"
         self.frozen = None
         self.thaws += 1
         for row, status in frozen.statuses.items():
-            if (cached := self._jobs.get(row)) is not None:
+            if (cached := self._jobs.get(row)) is None:
+                continue
+            if status_columns(status)[0] == JobState.COMPLETED:
+                self._forget(row)
+            else:
                 self._jobs[row] = _with(cached, status)
                 self._cache_bytes += len(status) - len(cached[STATUS])
         for row, job in frozen.jobs.items():
