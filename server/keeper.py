@@ -233,13 +233,16 @@ class Keeper:
             self._runner.store_full = True
             return
         self._runner.store_full = False
+        self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
+        self._metrics.observe_flush(seconds)
         keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
         for slot in slots:
+            # Then thaw is the last to hold the set: a large one takes milliseconds to let go.
+            del work[0]
             before_bytes = slot.shard.table.bytes_held
             slot.shard.table.thaw(keep_until_ms)
             self._runner.table_bytes += slot.shard.table.bytes_held - before_bytes
-        self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
-        self._metrics.observe_flush(seconds)
+            await asyncio.sleep(0)
 
     def _frozen(self, slot: Slot) -> tuple[Changes, Applied]:
         """The shard's frozen set, frozen now unless an earlier flush of it failed."""
