@@ -122,6 +122,11 @@ class Keeper:
     def _entries_max(self) -> int:
         return max(self.config.wheel_entries_max // max(len(self._runner.slots), 1), 1_000)
 
+    @property
+    def _page_entries(self) -> int:
+        """Half a share, so that one page more than half of it is not more than all of it."""
+        return min(PAGE_ENTRIES, self._entries_max // 2)
+
     def _shrink_if_full(self, slot: Slot) -> None:
         """Halve the window of a wheel that took more than its share, but never below what is due soon."""
         now_ms = self._runner.clock.now_ms()
@@ -140,17 +145,19 @@ class Keeper:
             if shard.wheel is not wheel:
                 return  # the leadership ended meanwhile
             shard.load(entries)
-            if len(entries) >= PAGE_ENTRIES:
+            if len(entries) >= self._page_entries:
                 shard.shrink(entries[-1][0] + 1)
             self._runner.touch(slot)
 
     async def _read_due(self, slot: Slot, from_ms: Ms, until_ms: Ms) -> list[Due]:
         """A page of what is due, and all that is due in its last millisecond."""
 
+        limit = self._page_entries
+
         def read() -> list[Due]:
-            entries = page = slot.store.due(from_ms, until_ms, PAGE_ENTRIES)
-            while len(page) == PAGE_ENTRIES:
-                page = slot.store.due(page[-1].due_ms, page[-1].due_ms + 1, PAGE_ENTRIES, page[-1])
+            entries = page = slot.store.due(from_ms, until_ms, limit)
+            while len(page) == limit:
+                page = slot.store.due(page[-1].due_ms, page[-1].due_ms + 1, limit, page[-1])
                 entries += page
             return entries
 
@@ -242,13 +249,16 @@ class Keeper:
             self._runner.store_full = True
             return
         self._runner.store_full = False
+        self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
+        self._metrics.observe_flush(seconds)
         keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
         for slot in slots:
+            # Then thaw is the last to hold the set: a large one takes milliseconds to let go.
+            del work[0]
             before_bytes = slot.shard.table.bytes_held
             slot.shard.table.thaw(keep_until_ms)
             self._runner.table_bytes += slot.shard.table.bytes_held - before_bytes
-        self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
-        self._metrics.observe_flush(seconds)
+            await asyncio.sleep(0)
 
     def _frozen(self, slot: Slot) -> tuple[Changes, Applied]:
         """The shard's frozen set, frozen now unless an earlier flush of it failed."""

@@ -16,11 +16,14 @@ from tickwheel.server.api.times import NANOS_PER_MS
 from tickwheel.server.command import Prepared
 from tickwheel.server.model import Once, Window
 from tickwheel.server.schedule import compile as compile_schedule
-from tickwheel.server.spec import encode_spec
+from tickwheel.server.spec import encode_spec, parse_spec
 from tickwheel.v1 import job_pb2
 
 SHAPES_MAX: Final = 512
 SHAPE_BYTES_MAX: Final = 8_192
+SPENT_BYTES_MAX: Final = 64 << 10
+"""Of bodies that a shape's message keeps: 512 shapes keep at most 32 MiB."""
+
 DIGEST_BYTES: Final = 16
 SECONDS_MAX: Final = 253_000_000_000
 """In the year 9987; times up to here are valid without another look."""
@@ -29,12 +32,33 @@ _NANOS: Final = 1_000_000_000
 _OPEN: Final = Window()
 
 
-class Shape(NamedTuple):
-    """A job that was found right, with its defaults, without time and body."""
+class Shape:
+    """A job that was found right, with its defaults; its time and body are put in for each job.
 
-    template: job_pb2.Job
-    labels: str
-    past_ok: bool
+    A message frees nothing before it is freed itself: the bodies that were put in stay with it. So it is made anew
+    from its bytes now and then; and it is never a part of the request it came with, which would stay with it too.
+    """
+
+    __slots__ = ("_form", "_job", "_spent_bytes", "labels", "past_ok")
+
+    def __init__(self, job: job_pb2.Job, prepared: Prepared) -> None:
+        self._form = encode_spec(job)
+        self._job = parse_spec(self._form)
+        self._spent_bytes = 0
+        self.labels = prepared.labels
+        self.past_ok = prepared.past_ok
+
+    def spec(self, time_ms: int, body: bytes) -> bytes:
+        """The stored form of a job of this shape."""
+        when = self._job.schedule.once.scheduled_time
+        when.seconds, when.nanos = time_ms // 1_000, time_ms % 1_000 * NANOS_PER_MS
+        self._job.http_target.body = body
+        spec = encode_spec(self._job)
+        self._spent_bytes += len(body)
+        if self._spent_bytes > SPENT_BYTES_MAX:
+            self._job = parse_spec(self._form)
+            self._spent_bytes = 0
+        return spec
 
 
 class Key(NamedTuple):
@@ -87,7 +111,7 @@ class Shapes:
             return
         if len(self._known) >= SHAPES_MAX:
             self._known.clear()
-        self._known[key.shape] = Shape(job, prepared.labels, prepared.past_ok)
+        self._known[key.shape] = Shape(job, prepared)
 
 
 def digest_of(sent: bytes) -> bytes:
@@ -96,11 +120,6 @@ def digest_of(sent: bytes) -> bytes:
 
 
 def _prepared(shape: Shape, sent: bytes, time_ms: int, body: bytes) -> Prepared:
-    template = shape.template
-    when = template.schedule.once.scheduled_time
-    when.seconds, when.nanos = time_ms // 1_000, time_ms % 1_000 * NANOS_PER_MS
-    template.http_target.body = body
+    spec = shape.spec(time_ms, body)
     plan = compile_schedule(Once(time_ms), _OPEN)
-    return Prepared(
-        encode_spec(template), digest_of(sent), plan, True, 0, shape.labels, shape.past_ok
-    )
+    return Prepared(spec, digest_of(sent), plan, True, 0, shape.labels, shape.past_ok)

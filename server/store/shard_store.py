@@ -32,7 +32,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
-from tickwheel.server.model import JobRow, Ms, Row
+from tickwheel.server.model import JobParts, JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -120,7 +120,7 @@ class Changes(Protocol):
     """What `table` collected since the last flush. A row in `ended` leaves `live`; one in both is live."""
 
     @property
-    def jobs(self) -> Mapping[Row, JobRow]:
+    def jobs(self) -> Mapping[Row, JobParts]:
         """Jobs to write whole."""
         ...
 
@@ -258,7 +258,7 @@ class ShardStore:
         known = [row for row in changes.jobs if row <= self._top_row]
         tally = _tally(db, [*known, *changes.statuses, *changes.drops], -1)
         _PUT_JOB.run(db, [self._job_values(db, row, job) for row, job in changes.jobs.items()])
-        _PUT_SPEC.run(db, [(row, job.spec) for row, job in changes.jobs.items()])
+        _PUT_SPEC.run(db, [(row, spec) for row, (_, _, _, spec, _, _) in changes.jobs.items()])
         _SET_STATUS.run(
             db, [_status_values(row, status) for row, status in changes.statuses.items()]
         )
@@ -270,16 +270,17 @@ class ShardStore:
         _ADD_TALLY.run(db, [(*group, number) for group, number in tally.items() if number])
 
     def _job_values(
-        self, db: sqlite3.Connection, row: Row, job: JobRow
+        self, db: sqlite3.Connection, row: Row, job: JobParts
     ) -> tuple[sqlite.Value, ...]:
-        _row, state, outcome, generation, next_ms, due_ms, update_ms, status = _status_values(
-            row, job.status
+        namespace, name, uid, _spec, status, labels = job
+        _row, state, outcome, generation, next_ms, due_ms, update_ms, _ = _status_values(
+            row, status
         )
-        number = self._namespaces.number(db, job.namespace)
-        create_ms = codec.status_columns(job.status)[5]
-        key = job_key(job.namespace, job.name)
+        number = self._namespaces.number(db, namespace)
+        create_ms = codec.status_columns(status)[5]
+        key = job_key(namespace, name)
         return (row, number, key, state, outcome, generation, next_ms, due_ms, create_ms, update_ms,
-                job.name, job.labels, job.uid, status)  # fmt: skip
+                name, labels, uid, status)  # fmt: skip
 
     def _write_live(self, db: sqlite3.Connection, changes: Changes) -> None:
         if changes.ended:
