@@ -14,7 +14,16 @@ from random import Random
 
 from tickwheel.server import codec
 from tickwheel.server.fire import Fire
-from tickwheel.server.model import Effects, Execution, ExecutionKind, JobRow, Ms, Row, Status
+from tickwheel.server.model import (
+    Effects,
+    Execution,
+    ExecutionKind,
+    ExecutionState,
+    JobRow,
+    Ms,
+    Row,
+    Status,
+)
 
 
 @dataclass(slots=True)
@@ -152,6 +161,10 @@ class Draft:
         self.withdrawn.append(row)
 
     # --- the result ---
+
+    def ended(self) -> list[tuple[Row, ExecutionState]]:
+        """(job row, state) of the executions and records that this batch ends."""
+        return [(e.job_row, e.state) for e in self._ended.values()]
 
     @property
     def touched(self) -> set[Row]:

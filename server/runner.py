@@ -56,6 +56,8 @@ from tickwheel.server.wal import Wal
 T = TypeVar("T")
 
 _NEW_WORK = (Create, Update, Run, Redrive)
+_STATE_NAMES = {state: state.name for state in ExecutionState}
+_OUTCOME_NAMES = {kind: kind.name for kind in OutcomeKind}
 
 log = get_logger(__name__)
 
@@ -277,7 +279,9 @@ class Runner:
             slot = work.slot
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
-            work.effects, work.replies = slot.shard.decide(work.commands, work.rows, now_ms)
+            work.effects, work.replies, work.ended = slot.shard.decide(
+                work.commands, work.rows, now_ms
+            )
             if work.effects is not None:
                 slot.index += 1
                 payload = codec.encode_effects(work.effects)
@@ -295,9 +299,8 @@ class Runner:
                 before_bytes = table.bytes_held
                 work.slot.shard.settle(work.commands, work.effects)
                 work.slot.applied = work.slot.index
-                for _, data in work.effects.ended:
-                    job_row, state, *_ = codec.execution_columns(data)
-                    self._metrics.count_ended(ExecutionState(state).name)
+                for job_row, state in work.ended:
+                    self._metrics.count_ended(_STATE_NAMES[state])
                     work.slot.ended_since_trim[job_row] += 1
                 self.table_bytes += table.bytes_held - before_bytes
 
@@ -414,7 +417,7 @@ class Runner:
             self.touch(slot)
             return
         self._metrics.observe_lag(max(outcome.start_ms - fire.due_ms, 0), late=fire.late)
-        self._metrics.count_attempt(outcome.kind.name)
+        self._metrics.count_attempt(_OUTCOME_NAMES[outcome.kind])
         self.lead(slot, Ended(fire, outcome))
 
     # --- rows that must be in memory before they fire ---

@@ -57,10 +57,11 @@ _LOGGED_DUE = (Due, Expire)
 
 
 class Batch(NamedTuple):
-    """What `decide` made: effects to log (None: nothing changes), and one answer a command."""
+    """What `decide` made: effects to log (None: nothing changes), one answer a command, and what ended, for counting."""
 
     effects: Effects | None
     replies: list[Reply | TickwheelError]
+    ended: Sequence[tuple[Row, ExecutionState]] = ()
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ class Shard:
             self._release(commands)
         else:
             self.held = draft.touched
-        return Batch(effects, replies)
+        return Batch(effects, replies, draft.ended())
 
     def settle(self, commands: Sequence[Command], effects: Effects) -> None:
         """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile."""
@@ -181,8 +182,10 @@ class Shard:
         self.wheel.add(due_ms, row, generation)
 
     def _arm_execution(self, row: Row, data: bytes) -> None:
+        if row in self.flights:
+            return
         due_ms, attempt = codec.execution_due(data)
-        if 0 < due_ms < self.horizon_ms and row not in self.flights:
+        if 0 < due_ms < self.horizon_ms:
             self.wheel.add(due_ms, row, -(attempt + 1))
 
     # --- the wheel's window ---

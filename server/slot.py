@@ -20,7 +20,7 @@ from tickwheel.server.command import (
 )
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import TickwheelError
-from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.model import Effects, ExecutionState, JobRow, Ms, Row
 from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants
 from tickwheel.server.shard import Entry, Shard
@@ -86,6 +86,7 @@ class Work:
     rows: Rows = field(default_factory=Rows)
     wants: Wants | None = None
     effects: Effects | None = None
+    ended: Sequence[tuple[Row, ExecutionState]] = ()
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
 
     def join_leading(self) -> None:
