@@ -11,7 +11,7 @@ is read when Prometheus asks (`watch`), so that it costs nothing in between.
     tickwheel_wal_...                batches, records, bytes, seconds of commit, segments, bytes that wait
     tickwheel_store_...              rows flushed, seconds of a flush, bytes of the table not yet flushed
     tickwheel_wheel_...              entries, how far ahead they reach, how late the head is
-    tickwheel_dispatch_..., queue    requests in flight and waiting, commands waiting
+    tickwheel_dispatch_..., queue    requests in flight, waiting, put off for their target's sake; commands waiting
     tickwheel_clock_step_...         steps of the host's clock
     process_...                      CPU, memory, descriptors, start time (from which uptime follows)
 
@@ -94,6 +94,11 @@ class RunnerView(Protocol):
     @property
     def clock(self) -> ClockView:
         """Its clock."""
+        ...
+
+    @property
+    def put_off_count(self) -> int:
+        """Due requests that wait for a place of their target."""
         ...
 
     @property
@@ -197,6 +202,9 @@ class Metrics:
         self._commands = _Tally("commands", "Commands decided.", "command")
         for tally in (self._attempts, self._ended, self._commands):
             registry.register(tally)
+        self._put_off = _counter(
+            registry, "dispatch_put_off", "Due requests whose target had no place in the queue."
+        )
         self._steps = _counter(registry, "clock_steps", "Steps of the host's clock.", "direction")
         self._step_seconds = _counter(
             registry, "clock_step_seconds", "How far the host's clock was stepped.", "direction"
@@ -218,6 +226,10 @@ class Metrics:
     def count_command(self, command: str, count: int = 1) -> None:
         """Note that commands of a kind were decided."""
         self._commands.counts[command] += count
+
+    def count_put_off(self, count: int) -> None:
+        """Note that due requests found no place for their target; one is counted each time."""
+        self._put_off.inc(count)
 
     def count_flushed(self, rows: int) -> None:
         """Note that rows went to SQLite."""
@@ -315,6 +327,7 @@ class _Watch(Collector):
             ("wheel_overdue_seconds", "Age of the head.", self._runner.overdue_ms() / 1_000),
             ("dispatch_in_flight", "Requests under way.", self._dispatch.in_flight),
             ("dispatch_waiting", "Due requests that wait for their turn.", self._dispatch.waiting),
+            ("dispatch_shelved", "Due; target has no place.", self._runner.put_off_count),
             ("wal_segments", "Journal segments on disk.", counters.segments),
             ("wal_waiting_bytes", "Bytes that wait for the disk.", self._wal.waiting_bytes),
         )
