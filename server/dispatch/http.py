@@ -1,10 +1,11 @@
-"""Floor 3. The transport on aiohttp: its connector, pool and parser, HTTP/1.1 with keep-alive.
+"""Floor 3. The transport: aiohttp's connector, our own pool and `wire`; HTTP/1.1 with keep-alive.
 
     send ─► [pool, or DNS ─► guard ─► connect ─► TLS] ─► gate ─► one write ─► status, headers, body ≤ 64 KiB
 
-aiohttp's `ClientSession` and its request and response objects are left out: they cost more than all else of a fire
-together, and what they add (cookies, proxies, redirects, header merging, a silent second send on a dead pooled
-connection, a body written a turn of the loop after its head) is what must not be here. What is ours:
+aiohttp resolves, connects (several addresses of a name at once) and shakes hands. Its `ClientSession` and its request
+and response objects are left out: they cost more than all else of a fire together, and what they add (cookies, proxies,
+redirects, header merging, a silent second send on a dead pooled connection, a body written a turn of the loop after its
+head) is what must not be here. What is ours:
 - The guard is asked where sockets are made, with the very address that is connected to. A name that resolves anew, a
   redirect, an address literal: all pass there. A pooled connection has passed it.
 - The gate, then head and body in one write, with no suspension in between. The head holds what the request says, Host
@@ -18,21 +19,21 @@ import errno
 import socket
 import ssl
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from tickwheel.server.dispatch import redirect
 from tickwheel.server.dispatch.guard import Blocked, Guard
 from tickwheel.server.dispatch.transport import (
-    BODY_READ_BYTES_MAX,
     REDIRECTS_MAX,
     ErrorKind,
     Gate,
@@ -41,6 +42,7 @@ from tickwheel.server.dispatch.transport import (
     TransportError,
     Withdrawn,
 )
+from tickwheel.server.dispatch.wire import Wire
 
 KEEPALIVE_S = 15
 DNS_CACHE_S = 10
@@ -55,9 +57,6 @@ _AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
 _WITH_BODY = frozenset(["POST", "PUT", "PATCH"])
 """Methods whose empty body is said with a Content-Length of 0 (RFC 9110 §8.6)."""
-
-_INTERIM = frozenset(range(100, 200)) - {101}
-"""Status codes of responses that another one follows."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=None)
 
@@ -94,6 +93,15 @@ class _Origin(ClientRequest):
     @property
     def connection_key(self) -> ConnectionKey:
         return self._key
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes our connections."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        handler: Callable[..., ResponseHandler] = Wire
+        self._factory = partial(handler, self._loop)
 
 
 class _Place(NamedTuple):
@@ -162,7 +170,7 @@ class HttpTransport:
         self._guard = guard
         self._sockets_max = sockets_max
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=0,  # the dispatcher bounds what is under way
             ssl=_tls(ca_file),
             resolver=resolver or aiohttp.ThreadedResolver(),
@@ -172,10 +180,13 @@ class HttpTransport:
             socket_factory=self._open_socket,
         )
         self._connector = connector
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[URL, list[tuple[Connection, float]]] = {}  # bounded: by `sockets_max`
+        self._sweeper: asyncio.TimerHandle | None = None
         self._origin = lru_cache(maxsize=ORIGINS_MAX)(self._make_origin)
 
     def _make_origin(self, url: URL) -> _Origin:
-        return _Origin(url, asyncio.get_running_loop())
+        return _Origin(url, self._loop)
 
     async def send(self, request: Request, gate: Gate) -> Response:
         """Send it when the gate lets it. Raises TransportError, Withdrawn."""
@@ -191,6 +202,12 @@ class HttpTransport:
 
     async def close(self) -> None:
         """Drop every connection."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for idle in self._idle.values():
+            for connection, _ in idle:
+                connection.close()
+        self._idle.clear()
         await self._connector.close()
 
     async def _follow(self, request: Request, flight: _Flight) -> Response:
@@ -222,16 +239,59 @@ class HttpTransport:
         try:
             place = _place(request.url)
             message = _message(request, place)
-            origin = self._origin(place.origin)
-            connection = await self._connector.connect(origin, [], _NO_TIMEOUT)
-            try:
-                return await _converse(connection, request.method, message, flight)
-            finally:
-                connection.close()
+            connection = self._idle_to(place.origin)
+            if connection is None:
+                origin = self._origin(place.origin)
+                connection = await self._connector.connect(origin, [], _NO_TIMEOUT)
         except aiohttp.ClientError as error:
             raise _transport_error(error, flight) from error
-        except HttpProcessingError as error:
-            raise TransportError(ErrorKind.PROTOCOL, sent=flight.sent) from error
+        try:
+            response = await _converse(connection, request, message, flight)
+        except BaseException:
+            if connection.protocol is not None:
+                connection.protocol.abort()  # what the target does not read is not waited for
+            connection.close()
+            raise
+        self._keep(place.origin, connection, flight)
+        return response
+
+    # --- connections that wait for their next request ---
+
+    def _idle_to(self, origin: URL) -> Connection | None:
+        """The one that was used last, so that those too many come to rest."""
+        idle = self._idle.get(origin)
+        oldest_s = self._loop.time() - KEEPALIVE_S
+        while idle:
+            connection, since_s = idle.pop()
+            protocol = connection.protocol
+            if since_s >= oldest_s and protocol is not None and protocol.is_connected():
+                return connection
+            connection.close()
+        self._idle.pop(origin, None)
+        return None
+
+    def _keep(self, origin: URL, connection: Connection, flight: _Flight) -> None:
+        wire = connection.protocol
+        assert isinstance(wire, Wire)
+        if flight.crowded or not wire.reusable or not wire.is_connected():
+            connection.close()
+            return
+        self._idle.setdefault(origin, []).append((connection, self._loop.time()))
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(KEEPALIVE_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what nobody has used for a while; come again if anything is left."""
+        oldest_s = self._loop.time() - KEEPALIVE_S
+        for origin, idle in list(self._idle.items()):
+            kept = [one for one in idle if one[1] > oldest_s]
+            for connection, _ in idle[: len(idle) - len(kept)]:
+                connection.close()
+            if kept:
+                self._idle[origin] = kept
+            else:
+                del self._idle[origin]
+        self._sweeper = self._loop.call_later(KEEPALIVE_S, self._sweep) if self._idle else None
 
     def _open_socket(self, address: _AddrInfo) -> socket.socket:
         """Where every connection begins, whatever led to it."""
@@ -247,45 +307,20 @@ class HttpTransport:
 
 
 async def _converse(
-    connection: Connection, method: str, message: bytes, flight: _Flight
+    connection: Connection, request: Request, message: bytes, flight: _Flight
 ) -> Response:
-    """Ask the gate, send, and read. A connection that said all it had to say goes back to the pool, no other does."""
-    protocol = connection.protocol
-    assert protocol is not None
-    protocol.set_response_params(
-        skip_payload=method == "HEAD", read_until_eof=True, auto_decompress=False
-    )
+    """Ask the gate, send, and wait for the response."""
+    wire = connection.protocol
+    assert isinstance(wire, Wire)
     if not await flight.gate():
         raise Withdrawn
     # From here to the write nothing may suspend: what the gate saw must still hold.
-    transport = protocol.transport
-    if transport is None or transport.is_closing():
-        raise aiohttp.ClientConnectionResetError("closed while the gate was asked")
+    if not wire.is_connected():
+        raise TransportError(ErrorKind.RESET, sent=False)
     flight.sent = True
-    transport.write(message)
-    if flight.crowded:
-        protocol.force_close()
-    head, payload = await protocol.read()
-    while head.code in _INTERIM:
-        head, payload = await protocol.read()
-    body = await _read(payload)
-    truncated = len(body) > BODY_READ_BYTES_MAX
-    if not truncated:
-        connection.release()
-    return Response(head.code, head.headers, body[:BODY_READ_BYTES_MAX], truncated)
-
-
-async def _read(payload: aiohttp.StreamReader) -> bytes:
-    """The body, up to one byte more than the limit."""
-    body = b""
-    while len(body) <= BODY_READ_BYTES_MAX:
-        chunk = await payload.read(BODY_READ_BYTES_MAX + 1 - len(body))
-        if not chunk:
-            break
-        body += chunk
-        if payload.at_eof():
-            break
-    return body
+    response = await wire.ask(message, bodiless=request.method == "HEAD")
+    wire.rest()
+    return response
 
 
 def _tls(ca_file: str) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ All else about it is in tests/conformance/test_transport.py, which every transpo
 
 import asyncio
 import errno
+import time
 
 import aiohttp
 import pytest
@@ -176,5 +177,45 @@ def test_a_ca_file_that_is_not_there() -> None:
     async def scenario() -> None:
         with pytest.raises(OSError, match="No such file"):
             HttpTransport(Guard(), ca_file="/nowhere/ca.pem")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_an_idle_connection_is_closed_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, swept: bool
+) -> None:
+    """By the sweep, or by whoever would have used it."""
+    monkeypatch.setattr(http, "KEEPALIVE_S", 0.02)
+
+    async def scenario() -> None:
+        ends: list[asyncio.Event] = []
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            end = asyncio.Event()
+            ends.append(end)
+            while await reader.readline():
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+            end.set()
+
+        async def gate() -> bool:
+            return True
+
+        listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        transport = HttpTransport(Guard(allow=["127.0.0.1/32"]))
+        for _ in range(2):
+            assert (await transport.send(Request("GET", url, (), b"", 1_000), gate)).status == 200
+            if swept:
+                await ends[-1].wait()
+            else:
+                time.sleep(0.03)  # noqa: ASYNC251 - so that no sweep comes between
+        assert len(ends) == 2
+        await transport.close()
+        for end in ends:
+            await end.wait()
+        listener.close()
 
     asyncio.run(scenario())
