@@ -365,13 +365,9 @@ class Dispatcher:
 
     def _request(self, fire: Fire, now_ms: Ms) -> Request:
         target = fire.target
+        headers = build_headers(fire, now_ms, self._version)
         return Request(
-            method=target.method,
-            url=target.url,
-            headers=build_headers(fire, now_ms, self._version),
-            body=target.body,
-            timeout_ms=target.timeout_ms,
-            max_redirects=target.max_redirects,
+            target.method, target.url, headers, target.body, target.timeout_ms, target.max_redirects
         )
 
 

@@ -105,8 +105,9 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _Place(NamedTuple):
-    """A URL, taken apart."""
+    """A URL, taken apart. `key` names what shares connections: the origin as text."""
 
+    key: str
     origin: URL
     path: str
     host: str
@@ -119,7 +120,9 @@ def _place(url: str) -> _Place:
         parsed = URL(url, encoded=True)
         if parsed.scheme not in {"http", "https"} or not parsed.raw_host:
             raise aiohttp.InvalidURL(url)
-        return _Place(parsed.origin(), parsed.raw_path_qs, parsed.host_port_subcomponent or "")
+        origin = parsed.origin()
+        host = parsed.host_port_subcomponent or ""
+        return _Place(str(origin), origin, parsed.raw_path_qs, host)
     except ValueError as error:
         raise aiohttp.InvalidURL(url) from error
 
@@ -181,7 +184,7 @@ class HttpTransport:
         )
         self._connector = connector
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[URL, list[tuple[Connection, float]]] = {}  # bounded: by `sockets_max`
+        self._idle: dict[str, list[tuple[Connection, float]]] = {}  # bounded: by `sockets_max`
         self._sweeper: asyncio.TimerHandle | None = None
         self._origin = lru_cache(maxsize=ORIGINS_MAX)(self._make_origin)
 
@@ -239,7 +242,7 @@ class HttpTransport:
         try:
             place = _place(request.url)
             message = _message(request, place)
-            connection = self._idle_to(place.origin)
+            connection = self._idle_to(place.key)
             if connection is None:
                 origin = self._origin(place.origin)
                 connection = await self._connector.connect(origin, [], _NO_TIMEOUT)
@@ -252,14 +255,14 @@ class HttpTransport:
                 connection.protocol.abort()  # what the target does not read is not waited for
             connection.close()
             raise
-        self._keep(place.origin, connection, flight)
+        self._keep(place.key, connection, flight)
         return response
 
     # --- connections that wait for their next request ---
 
-    def _idle_to(self, origin: URL) -> Connection | None:
+    def _idle_to(self, key: str) -> Connection | None:
         """The one that was used last, so that those too many come to rest."""
-        idle = self._idle.get(origin)
+        idle = self._idle.get(key)
         oldest_s = self._loop.time() - KEEPALIVE_S
         while idle:
             connection, since_s = idle.pop()
@@ -267,30 +270,30 @@ class HttpTransport:
             if since_s >= oldest_s and protocol is not None and protocol.is_connected():
                 return connection
             connection.close()
-        self._idle.pop(origin, None)
+        self._idle.pop(key, None)
         return None
 
-    def _keep(self, origin: URL, connection: Connection, flight: _Flight) -> None:
+    def _keep(self, key: str, connection: Connection, flight: _Flight) -> None:
         wire = connection.protocol
         assert isinstance(wire, Wire)
         if flight.crowded or not wire.reusable or not wire.is_connected():
             connection.close()
             return
-        self._idle.setdefault(origin, []).append((connection, self._loop.time()))
+        self._idle.setdefault(key, []).append((connection, self._loop.time()))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(KEEPALIVE_S, self._sweep)
 
     def _sweep(self) -> None:
         """Close what nobody has used for a while; come again if anything is left."""
         oldest_s = self._loop.time() - KEEPALIVE_S
-        for origin, idle in list(self._idle.items()):
+        for key, idle in list(self._idle.items()):
             kept = [one for one in idle if one[1] > oldest_s]
             for connection, _ in idle[: len(idle) - len(kept)]:
                 connection.close()
             if kept:
-                self._idle[origin] = kept
+                self._idle[key] = kept
             else:
-                del self._idle[origin]
+                del self._idle[key]
         self._sweeper = self._loop.call_later(KEEPALIVE_S, self._sweep) if self._idle else None
 
     def _open_socket(self, address: _AddrInfo) -> socket.socket:
