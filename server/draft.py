@@ -22,8 +22,10 @@ from tickwheel.server.model import (
     JobRow,
     Ms,
     Row,
+    Spec,
     Status,
 )
+from tickwheel.server.spec import decode_spec
 
 
 @dataclass(slots=True)
@@ -40,11 +42,13 @@ class Rows:
 class Flight:
     """An execution that dispatch holds. `sent`: the first byte may have left. `withdrawn`: it never will.
 
+    `spec` is the job's in the generation of `fire`.
     `stale`: its job was paused or changed since; dispatch gives it back, and it is due again under the new spec.
     """
 
     fire: Fire
     kind: ExecutionKind
+    spec: Spec
     sent: bool = False
     withdrawn: bool = False
     stale: bool = False
@@ -121,6 +125,13 @@ class Draft:
     def flights(self, job_row: Row) -> Sequence[Flight]:
         """What dispatch holds of this job."""
         return self._flights.get(job_row, ())
+
+    def spec(self, row: Row, job: JobRow, status: Status) -> Spec:
+        """The job's spec. What dispatch holds of it has it decoded, mostly: specs of their own fill every cache."""
+        for flight in self._flights.get(row, ()):
+            if flight.fire.generation == status.generation:
+                return flight.spec
+        return decode_spec(job.spec)
 
     # --- changes ---
 

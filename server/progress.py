@@ -46,7 +46,7 @@ def due(draft: Draft, command: Due) -> None:
     job, status = found
     if status.state != JobState.SCHEDULED or status.due_ms != command.due_ms:
         return
-    spec = decode_spec(job.spec)
+    spec = draft.spec(command.job_row, job, status)
     if command.missed is not None:
         status = record_missed(draft, command.job_row, job, status, command.missed)
     started = command.fired_ms or command.buffered_ms
@@ -120,7 +120,7 @@ def ended(draft: Draft, command: Ended) -> None:
     if execution is None or found is None:
         return
     job, status = found
-    spec = decode_spec(job.spec)
+    spec = draft.spec(fire.job_row, job, status)
     first_attempt_ms = execution.first_attempt_ms or outcome.start_ms
     state, reason, due_ms = _judge(draft, spec, status, command, execution.base, first_attempt_ms)
     retrying = state == ExecutionState.RETRYING

@@ -372,7 +372,7 @@ class Shard:
             target=spec.target,
             late=late,
         )
-        flight = Flight(fire, execution.kind)
+        flight = Flight(fire, execution.kind, spec)
         self.flights[row] = flight
         self._flights_of.setdefault(execution.job_row, []).append(flight)
         return fire

@@ -172,6 +172,7 @@ class Wire(ResponseHandler):
     def rest(self) -> None:
         """The response was taken: whatever comes from now on was not asked for."""
         self._asked = None
+        self._headers, self._body = {}, bytearray()  # an idle connection holds nothing
         if self._bodiless and self.reusable:
             self._http = self._parser_of_responses()  # that one waits for a body
 
