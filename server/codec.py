@@ -37,8 +37,14 @@ _DUE = Struct("<q")
 _DUE_OFFSET = 32
 _SKIP = Struct("<QqqqIB")
 _REQUEST = Struct("<16sQ")
+_ROWS = tuple(Struct(f"<{count}Q") for count in range(9))
 
 _STATES = {int(s): s for s in JobState}
+
+
+def _rows(count: int) -> Struct:
+    """So many rows in a line; few of them are the rule, and making a `Struct` costs more than using it."""
+    return _ROWS[count] if count < len(_ROWS) else Struct(f"<{count}Q")
 
 
 def encode_status(status: Status) -> bytes:
@@ -55,7 +61,7 @@ def encode_status(status: Status) -> bytes:
     parts = [head]
     if skip is not None:
         parts.append(_SKIP.pack(*skip))
-    parts.append(Struct(f"<{len(live)}Q").pack(*live))
+    parts.append(_rows(len(live)).pack(*live))
     parts += (_REQUEST.pack(digest, row) for digest, row in requests)
     return b"".join(parts)
 
@@ -74,7 +80,7 @@ def decode_status(data: bytes) -> Status:
             row, created, first, last, count, reason = _SKIP.unpack_from(data, at)
             skip = SkipRun(row, created, first, last, count, Reason(reason))
             at += _SKIP.size
-        live = Struct(f"<{live_count}Q").unpack_from(data, at)
+        live = _rows(live_count).unpack_from(data, at)
         at += 8 * live_count
         requests = tuple(_REQUEST.iter_unpack(data[at : at + request_count * _REQUEST.size]))
     return Status(
@@ -122,10 +128,36 @@ _REASONS = {int(r): r for r in Reason}
 
 
 def encode_execution(execution: Execution) -> bytes:
-    """The stored form; `decode_execution` is its inverse."""
-    fields = execution._asdict()
-    fields["attempts"] = [pb.Attempt(**attempt._asdict()) for attempt in execution.attempts]
-    return pb.Execution(**fields).SerializeToString()
+    """The stored form; `decode_execution` is its inverse. Written twice a fire, so what is 0 is not even named."""
+    (job_row, uid, namespace, job, kind, scheduled_ms, request_id, state, create_ms, due_ms, end_ms, number, base,
+     first_attempt_ms, reason, last_ms, length, attempts) = execution  # fmt: skip
+    m = pb.Execution(
+        job_row=job_row, uid=uid, namespace=namespace, job=job, kind=kind, scheduled_ms=scheduled_ms, state=state,
+        create_ms=create_ms, length=length,
+    )  # fmt: skip
+    if request_id:
+        m.request_id = request_id
+    if due_ms:
+        m.due_ms = due_ms
+    if end_ms:
+        m.end_ms = end_ms
+    if base or reason or last_ms:
+        m.base, m.reason, m.last_ms = base, reason, last_ms
+    if number or first_attempt_ms:
+        m.attempt, m.first_attempt_ms = number, first_attempt_ms
+    for attempt in attempts:
+        _put_attempt(m.attempts.add(), attempt)
+    return m.SerializeToString()
+
+
+def _put_attempt(m: pb.Attempt, attempt: Attempt) -> None:
+    number, epoch, generation, start_ms, end_ms, status, error, body = attempt
+    m.number, m.epoch, m.generation = number, epoch, generation
+    m.start_ms, m.end_ms, m.status = start_ms, end_ms, status
+    if error:
+        m.error = error
+    if body:
+        m.body = body
 
 
 def decode_execution(data: bytes) -> Execution:

@@ -14,7 +14,18 @@ from random import Random
 
 from tickwheel.server import codec
 from tickwheel.server.fire import Fire
-from tickwheel.server.model import Effects, Execution, ExecutionKind, JobRow, Ms, Row, Status
+from tickwheel.server.model import (
+    Effects,
+    Execution,
+    ExecutionKind,
+    ExecutionState,
+    JobRow,
+    Ms,
+    Row,
+    Spec,
+    Status,
+)
+from tickwheel.server.spec import decode_spec
 
 
 @dataclass(slots=True)
@@ -31,11 +42,13 @@ class Rows:
 class Flight:
     """An execution that dispatch holds. `sent`: the first byte may have left. `withdrawn`: it never will.
 
+    `spec` is the job's in the generation of `fire`.
     `stale`: its job was paused or changed since; dispatch gives it back, and it is due again under the new spec.
     """
 
     fire: Fire
     kind: ExecutionKind
+    spec: Spec
     sent: bool = False
     withdrawn: bool = False
     stale: bool = False
@@ -113,6 +126,13 @@ class Draft:
         """What dispatch holds of this job."""
         return self._flights.get(job_row, ())
 
+    def spec(self, row: Row, job: JobRow, status: Status) -> Spec:
+        """The job's spec. What dispatch holds of it has it decoded, mostly: specs of their own fill every cache."""
+        for flight in self._flights.get(row, ()):
+            if flight.fire.generation == status.generation:
+                return flight.spec
+        return decode_spec(job.spec)
+
     # --- changes ---
 
     def new_row(self) -> Row:
@@ -152,6 +172,10 @@ class Draft:
         self.withdrawn.append(row)
 
     # --- the result ---
+
+    def ended(self) -> list[tuple[Row, ExecutionState]]:
+        """(job row, state) of the executions and records that this batch ends."""
+        return [(e.job_row, e.state) for e in self._ended.values()]
 
     @property
     def touched(self) -> set[Row]:

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from tickwheel.server.model import HttpTarget, Ms, Row
 
+TargetKey = tuple[str, str, int]
+"""(scheme, host, port): the attempts that share slots and places in dispatch."""
+
 
 class Fire(NamedTuple):
     """One attempt. `id` is the execution's id, the same over all its attempts; `target` the spec's as it is now.

@@ -11,7 +11,7 @@ is read when Prometheus asks (`watch`), so that it costs nothing in between.
     tickwheel_wal_...                batches, records, bytes, seconds of commit, segments, bytes that wait
     tickwheel_store_...              rows flushed, seconds of a flush, bytes of the table not yet flushed
     tickwheel_wheel_...              entries, how far ahead they reach, how late the head is
-    tickwheel_dispatch_..., queue    requests in flight and waiting, commands waiting
+    tickwheel_dispatch_..., queue    requests in flight, waiting, put off for their target's sake; commands waiting
     tickwheel_clock_step_...         steps of the host's clock
     process_...                      CPU, memory, descriptors, start time (from which uptime follows)
 
@@ -20,16 +20,26 @@ Labels are of bounded number: no namespace, job or target is ever one.
 Must never import: any room of this project.
 """
 
+from bisect import bisect_left
+from collections import Counter as Tallied
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 LAG_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+LAG_BUCKETS_MS = tuple(bound_s * 1_000 for bound_s in LAG_BUCKETS_S)
 CALL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 FLUSH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -84,6 +94,11 @@ class RunnerView(Protocol):
     @property
     def clock(self) -> ClockView:
         """Its clock."""
+        ...
+
+    @property
+    def put_off_count(self) -> int:
+        """Due requests that wait for a place of their target."""
         ...
 
     @property
@@ -163,14 +178,8 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._lag = Histogram(
-            "tickwheel_fire_lag_seconds",
-            "Start of an attempt after its due time.",
-            ["late"],
-            buckets=LAG_BUCKETS_S,
-            registry=registry,
-        )
-        self._lag_of = {late: self._lag.labels(str(late).lower()) for late in (False, True)}
+        self._lag = _Lag()
+        registry.register(self._lag)
         self._calls = Counter(
             "tickwheel_grpc_calls", "Calls that ended.", ["method", "code"], registry=registry
         )
@@ -188,33 +197,39 @@ class Metrics:
             registry=registry,
         )
         self._flushed = _counter(registry, "store_rows_flushed", "Rows written to SQLite.")
-        self._attempts = _counter(registry, "attempts", "Attempts that ended.", "outcome")
-        self._ended = _counter(registry, "executions_ended", "Executions that ended.", "state")
-        self._commands = _counter(registry, "commands", "Commands decided.", "command")
+        self._attempts = _Tally("attempts", "Attempts that ended.", "outcome")
+        self._ended = _Tally("executions_ended", "Executions that ended.", "state")
+        self._commands = _Tally("commands", "Commands decided.", "command")
+        for tally in (self._attempts, self._ended, self._commands):
+            registry.register(tally)
+        self._put_off = _counter(
+            registry, "dispatch_put_off", "Due requests whose target had no place in the queue."
+        )
         self._steps = _counter(registry, "clock_steps", "Steps of the host's clock.", "direction")
         self._step_seconds = _counter(
             registry, "clock_step_seconds", "How far the host's clock was stepped.", "direction"
         )
         ProcessCollector(registry=registry)
-        self._attempts_of: dict[str, Counter] = {}
-        self._ended_of: dict[str, Counter] = {}
-        self._commands_of: dict[str, Counter] = {}
 
     def observe_lag(self, lag_ms: int, *, late: bool) -> None:
         """Note that an attempt started `lag_ms` after it was due; `late` when it had to be, after an outage."""
-        self._lag_of[late].observe(lag_ms / 1_000)
+        self._lag.observe(lag_ms, late=late)
 
     def count_attempt(self, outcome: str) -> None:
         """Note how an attempt ended."""
-        _child(self._attempts, self._attempts_of, outcome).inc()
+        self._attempts.counts[outcome] += 1
 
-    def count_ended(self, state: str) -> None:
-        """Note how an execution ended."""
-        _child(self._ended, self._ended_of, state).inc()
+    def count_ended(self, state: str, count: int = 1) -> None:
+        """Note how executions ended."""
+        self._ended.counts[state] += count
 
     def count_command(self, command: str, count: int = 1) -> None:
         """Note that commands of a kind were decided."""
-        _child(self._commands, self._commands_of, command).inc(count)
+        self._commands.counts[command] += count
+
+    def count_put_off(self, count: int) -> None:
+        """Note that due requests found no place for their target; one is counted each time."""
+        self._put_off.inc(count)
 
     def count_flushed(self, rows: int) -> None:
         """Note that rows went to SQLite."""
@@ -247,12 +262,41 @@ class Metrics:
         self._registry.register(_Watch(runner, wal, dispatch, ready))
 
 
-def _child(counter: Counter, known: dict[str, Counter], value: str) -> Counter:
-    """The counter of one label value, found in a dict: one is asked for with each attempt."""
-    child = known.get(value)
-    if child is None:
-        child = known[value] = counter.labels(value.lower())
-    return child
+class _Tally(Collector):
+    """A counter by one label, of what the loop alone counts: a plain number each, for it is there at every fire."""
+
+    def __init__(self, name: str, words: str, label: str) -> None:
+        self.counts: Tallied[str] = Tallied()
+        self._name, self._words, self._label = f"tickwheel_{name}", words, label
+
+    def collect(self) -> Iterable[Metric]:
+        """Read every value."""
+        family = CounterMetricFamily(self._name, self._words, labels=[self._label])
+        for value, count in self.counts.items():
+            family.add_metric([value.lower()], count)
+        yield family
+
+
+class _Lag(Collector):
+    """The histogram of lags, by `late`; plain numbers too."""
+
+    def __init__(self) -> None:
+        self._counts = {late: [0] * (len(LAG_BUCKETS_MS) + 1) for late in (False, True)}
+        self._sum_ms = {False: 0, True: 0}
+
+    def observe(self, lag_ms: int, *, late: bool) -> None:
+        self._counts[late][bisect_left(LAG_BUCKETS_MS, lag_ms)] += 1
+        self._sum_ms[late] += lag_ms
+
+    def collect(self) -> Iterable[Metric]:
+        """Read every value."""
+        words = "Start of an attempt after its due time."
+        family = HistogramMetricFamily("tickwheel_fire_lag_seconds", words, labels=["late"])
+        bounds = [*map(floatToGoString, LAG_BUCKETS_S), "+Inf"]
+        for late, counts in self._counts.items():
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([str(late).lower()], buckets, self._sum_ms[late] / 1_000)
+        yield family
 
 
 def _counter(registry: CollectorRegistry, name: str, words: str, *labels: str) -> Counter:
@@ -283,6 +327,7 @@ class _Watch(Collector):
             ("wheel_overdue_seconds", "Age of the head.", self._runner.overdue_ms() / 1_000),
             ("dispatch_in_flight", "Requests under way.", self._dispatch.in_flight),
             ("dispatch_waiting", "Due requests that wait for their turn.", self._dispatch.waiting),
+            ("dispatch_shelved", "Due; target has no place.", self._runner.put_off_count),
             ("wal_segments", "Journal segments on disk.", counters.segments),
             ("wal_waiting_bytes", "Bytes that wait for the disk.", self._wal.waiting_bytes),
         )

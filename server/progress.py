@@ -15,7 +15,7 @@ from tickwheel.server.command import (
     Expire,
 )
 from tickwheel.server.draft import Draft
-from tickwheel.server.fire import Outcome, OutcomeKind
+from tickwheel.server.fire import Fire, Outcome, OutcomeKind
 from tickwheel.server.model import (
     Attempt,
     Execution,
@@ -30,7 +30,7 @@ from tickwheel.server.model import (
     Status,
 )
 from tickwheel.server.spec import decode_spec
-from tickwheel.server.steps import armed, end_buffered, end_live, record_missed, settle
+from tickwheel.server.steps import arm_ms, end_buffered, end_live, record_missed, settle
 
 ATTEMPTS_KEPT_MAX = 100
 """Attempts that an execution's record keeps, the newest."""
@@ -46,26 +46,29 @@ def due(draft: Draft, command: Due) -> None:
     job, status = found
     if status.state != JobState.SCHEDULED or status.due_ms != command.due_ms:
         return
-    spec = decode_spec(job.spec)
+    spec = draft.spec(command.job_row, job, status)
     if command.missed is not None:
         status = record_missed(draft, command.job_row, job, status, command.missed)
     started = command.fired_ms or command.buffered_ms
-    status = status._replace(
-        next_ms=_next_after(status, spec, command),
-        run=status.run + bool(started),
-        last_ms=started or status.last_ms,
-        buffered_ms=command.buffered_ms or status.buffered_ms,
-        skip=None if started else status.skip,
-    )
+    next_ms = _next_after(status, spec, command)
+    live = status.live
     if command.fired_ms:
         execution = Execution(
             command.job_row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, command.fired_ms, "",
             ExecutionState.RUNNING, draft.now_ms, due_ms=command.due_ms,
         )  # fmt: skip
         draft.put_live(command.execution_row, execution)
-        status = status._replace(live=(*status.live, command.execution_row))
-    status = settle(armed(status, job.uid, spec), spec, draft.now_ms)
-    draft.put_status(command.job_row, status)
+        live = (*live, command.execution_row)
+    status = status._replace(
+        next_ms=next_ms,
+        due_ms=arm_ms(status.state, next_ms, job.uid, spec),
+        run=status.run + bool(started),
+        last_ms=started or status.last_ms,
+        buffered_ms=command.buffered_ms or status.buffered_ms,
+        skip=None if started else status.skip,
+        live=live,
+    )
+    draft.put_status(command.job_row, settle(status, spec, draft.now_ms))
 
 
 def _next_after(status: Status, spec: Spec, command: Due) -> Ms:
@@ -117,13 +120,22 @@ def ended(draft: Draft, command: Ended) -> None:
     if execution is None or found is None:
         return
     job, status = found
-    spec = decode_spec(job.spec)
-    execution = _with_attempt(execution, command)
-    state, reason, due_ms = _judge(draft, spec, status, execution, outcome)
-    if state == ExecutionState.RETRYING:
-        draft.put_live(fire.execution_row, execution._replace(state=state, due_ms=due_ms))
+    spec = draft.spec(fire.job_row, job, status)
+    first_attempt_ms = execution.first_attempt_ms or outcome.start_ms
+    state, reason, due_ms = _judge(draft, spec, status, command, execution.base, first_attempt_ms)
+    retrying = state == ExecutionState.RETRYING
+    execution = execution._replace(
+        state=state,
+        due_ms=due_ms,
+        end_ms=execution.end_ms if retrying else draft.now_ms,
+        attempt=fire.attempt,
+        first_attempt_ms=first_attempt_ms,
+        reason=execution.reason if retrying else reason,
+        attempts=_attempts_with(execution.attempts, fire, outcome),
+    )
+    if retrying:
+        draft.put_live(fire.execution_row, execution)
         return
-    execution = execution._replace(state=state, reason=reason, due_ms=0, end_ms=draft.now_ms)
     draft.put_ended(fire.execution_row, execution)
     status = _count_end(status, fire.execution_row, state)
     if outcome.kind == OutcomeKind.DISABLE and status.state != JobState.CANCELLED:
@@ -132,27 +144,27 @@ def ended(draft: Draft, command: Ended) -> None:
     draft.put_status(fire.job_row, settle(status, spec, draft.now_ms))
 
 
-def _with_attempt(execution: Execution, command: Ended) -> Execution:
-    fire, outcome = command.fire, command.outcome
+def _attempts_with(
+    attempts: tuple[Attempt, ...], fire: Fire, outcome: Outcome
+) -> tuple[Attempt, ...]:
     attempt = Attempt(
         fire.attempt, fire.epoch, fire.generation, outcome.start_ms, outcome.end_ms,
         outcome.status, outcome.error, outcome.body,
     )  # fmt: skip
-    earlier = execution.attempts[-ATTEMPTS_KEPT_MAX + 1 :]
+    if not attempts:
+        return (attempt,)
+    earlier = attempts[-ATTEMPTS_KEPT_MAX + 1 :]
     if len(earlier) >= BODIES_KEPT_MAX:
         old = len(earlier) - BODIES_KEPT_MAX + 1
         earlier = (*(a._replace(body=b"") for a in earlier[:old]), *earlier[old:])
-    return execution._replace(
-        attempt=fire.attempt,
-        first_attempt_ms=execution.first_attempt_ms or outcome.start_ms,
-        attempts=(*earlier, attempt),
-    )
+    return (*earlier, attempt)
 
 
 def _judge(
-    draft: Draft, spec: Spec, status: Status, execution: Execution, outcome: Outcome
+    draft: Draft, spec: Spec, status: Status, command: Ended, base: int, first_attempt_ms: Ms
 ) -> tuple[ExecutionState, Reason, Ms]:
     """The execution's state after this outcome, why, and when the next attempt is due."""
+    outcome = command.outcome
     if outcome.kind == OutcomeKind.SUCCEEDED:
         return ExecutionState.SUCCEEDED, Reason.NONE, 0
     if status.state == JobState.CANCELLED:
@@ -163,8 +175,8 @@ def _judge(
         return ExecutionState.FAILED, Reason.TARGET_REFUSED_RETRY, 0
     following = retry.next_attempt_ms(
         spec.retry,
-        attempt=execution.attempt - execution.base,
-        first_attempt_ms=execution.first_attempt_ms,
+        attempt=command.fire.attempt - base,
+        first_attempt_ms=first_attempt_ms,
         now_ms=draft.now_ms,
         retry_after_ms=outcome.retry_after_ms,
         rng=draft.rng,

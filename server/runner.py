@@ -34,7 +34,7 @@ from tickwheel.server.commit import Commits, Proposal
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Unavailable
-from tickwheel.server.fire import Fire, Outcome, OutcomeKind
+from tickwheel.server.fire import Fire, Outcome, OutcomeKind, TargetKey
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import ExecutionState, Ms
@@ -42,6 +42,7 @@ from tickwheel.server.reading import Wants, merge
 from tickwheel.server.shard import Entry
 from tickwheel.server.slot import (
     Room,
+    Shelf,
     Slot,
     Ticket,
     Work,
@@ -56,6 +57,8 @@ from tickwheel.server.store import StorePort
 T = TypeVar("T")
 
 _NEW_WORK = (Create, Update, Run, Redrive)
+_STATE_NAMES = {state: state.name for state in ExecutionState}
+_OUTCOME_NAMES = {kind: kind.name for kind in OutcomeKind}
 
 log = get_logger(__name__)
 
@@ -71,6 +74,9 @@ WAL_WAITING_BYTES_MAX = 16 << 20
 
 FIRE_SLICE = 128
 """Entries of one shard fired before others get their turn."""
+
+FIRE_ROUND = 512
+"""Entries of all shards fired before the loop reads responses and requests again: about 10 ms."""
 
 CREATES_STOP_SHARE = 0.8
 """Of `table_bytes_max`: from here on creates wait for the store."""
@@ -116,6 +122,17 @@ class Dispatch(Protocol):
         """How many more it takes."""
         ...
 
+    def crowded(self, url: str) -> TargetKey | None:
+        """Keep a place for one more of a target, or say by which key `on_room` will call for it."""
+        ...
+
+    def places(self, key: TargetKey) -> int:
+        """How many places a target may take now. If 0, `on_room` will call for it."""
+        ...
+
+    on_room: Callable[[TargetKey], None] | None
+    """Called with the key of a target that has places again."""
+
 
 class Runner:
     """Drives the shards of one node on one event loop."""
@@ -150,6 +167,10 @@ class Runner:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._wake_ms: Ms | None = None
+        self._first = 0
+        self._shelf = Shelf()
+        self._roomy: dict[TargetKey, None] = {}  # bounded: by the targets on the shelf
+        dispatch.on_room = self._on_room
 
     # --- commands in ---
 
@@ -314,7 +335,9 @@ class Runner:
             shard = work.slot.shard
             for kind, count in Counter(map(type, work.commands)).items():
                 self._metrics.count_command(kind.__name__, count)
-            work.effects, work.replies = shard.decide(work.commands, work.rows, now_ms)
+            work.effects, work.replies, work.ended = shard.decide(
+                work.commands, work.rows, now_ms
+            )
             if work.effects is not None:
                 payload = codec.encode_effects(work.effects)
                 proposals.append(Proposal(shard.number, shard.epoch, payload))
@@ -327,9 +350,8 @@ class Runner:
                 before_bytes = table.bytes_held
                 work.slot.shard.settle(work.commands, work.effects)
                 work.slot.applied = work.slot.index
-                for _, data in work.effects.ended:
-                    job_row, state, *_ = codec.execution_columns(data)
-                    self._metrics.count_ended(ExecutionState(state).name)
+                for job_row, state in work.ended:
+                    self._metrics.count_ended(_STATE_NAMES[state])
                     work.slot.ended_since_trim[job_row] += 1
                 self.table_bytes += table.bytes_held - before_bytes
 
@@ -432,6 +454,8 @@ class Runner:
         self._wake_ms = min(
             (s.next_ms for s in self.slots.values() if s.next_ms is not None), default=idle_ms
         )
+        if self._roomy:
+            self._wake_ms = 0
         self._wake_ms = min(max(self._wake_ms, self.hold_until_ms), idle_ms)
         delay_s = max(self._wake_ms - now_ms, 0) / 1000
         self._timer = self._loop.call_later(delay_s, self._ring)
@@ -449,32 +473,73 @@ class Runner:
         """Fire a slice of every shard that has something due, then sleep or come again at once."""
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
+        if room <= 0:
+            self._timer = self._loop.call_later(0.001, self._ring)
+        elif now_ms >= self.hold_until_ms and self._fire_round(now_ms, min(room, FIRE_ROUND)):
+            self._timer = self._loop.call_later(BLOCKED_S, self._ring)
+        else:
+            self._arm()
+
+    def _fire_round(self, now_ms: Ms, room: int) -> bool:
+        """Fire so many entries, beginning with the shard where the last round ended. True: a shard may not fire now."""
+        for key in list(self._roomy):
+            self._take_down(key)
+        slots = list(self.slots.values())
         blocked = False
-        for slot in self.slots.values():
-            if room <= 0 or now_ms < self.hold_until_ms:
-                break
+        for turn in range(len(slots)):
+            at = (self._first + turn) % len(slots)
+            slot = slots[at]
             if slot.next_ms is None or slot.next_ms > now_ms:
                 continue
             if slot.paused or not self._commits.may_act(slot.shard.number):
                 blocked = True
-            else:
-                room -= self._fire_slot(slot, now_ms, min(FIRE_SLICE, room))
-        if room <= 0 or blocked:
-            self._timer = self._loop.call_later(0.001 if room <= 0 else BLOCKED_S, self._ring)
-        else:
-            self._arm()
+                continue
+            room -= self._fire_slot(slot, now_ms, min(FIRE_SLICE, room))
+            if room <= 0:
+                self._first = at + 1
+                return False
+        return blocked
 
     def _fire_slot(self, slot: Slot, now_ms: Ms, limit: int) -> int:
-        fired = slot.shard.fire(now_ms, limit)
+        fired = slot.shard.fire(now_ms, limit, self._dispatch.crowded)
         for command in fired.commands:
             self.lead(slot, command)
+        if fired.crowded:
+            self._metrics.count_put_off(len(fired.crowded))
+            for key, entry in fired.crowded:  # before anything is submitted: that may call for them
+                self._shelf.put(key, slot.shard.number, entry)
         for fire in fired.fires:
             self._dispatch.submit(fire, self._gate, self._done)
         if fired.cold:
             slot.cold += fired.cold
             self.spawn(self._warm(slot))
         slot.next_ms = slot.shard.wheel.next_ms()
-        return len(fired.fires)
+        return fired.entries
+
+    # --- what waits for a place of its target ---
+
+    def _on_room(self, key: TargetKey) -> None:
+        """Dispatch takes more of a target: in the next round, so that it takes all it can at once."""
+        if key in self._shelf:
+            self._roomy[key] = None
+            if self.firing and self._wake_ms != 0:
+                self._arm()
+
+    def _take_down(self, key: TargetKey) -> None:
+        """Give entries back to their wheels: those that now find a place, earliest due first."""
+        places = min(self._dispatch.places(key), FIRE_SLICE)
+        for number, entry in self._shelf.take(key, places):
+            slot = self.slots.get(number)
+            if slot is not None:
+                slot.shard.load([entry])
+                slot.next_ms = slot.shard.wheel.next_ms()
+        if not places or key not in self._shelf:
+            del self._roomy[key]
+
+    @property
+    def put_off_count(self) -> int:
+        """Due requests that wait for a place of their target."""
+        return len(self._shelf)
 
     async def _gate(self, fire: Fire) -> bool:
         """May the first byte leave? Waits while a batch that names the job is under way."""
@@ -495,7 +560,7 @@ class Runner:
             self.touch(slot)
             return
         self._metrics.observe_lag(max(outcome.start_ms - fire.due_ms, 0), late=fire.late)
-        self._metrics.count_attempt(outcome.kind.name)
+        self._metrics.count_attempt(_OUTCOME_NAMES[outcome.kind])
         self.lead(slot, Ended(fire, outcome))
 
     # --- rows that must be in memory before they fire ---

@@ -14,7 +14,7 @@ execution whose outcome was not logged is due again, under the same id.
 Must never import: any driver, `store`, `wal`; no I/O, no clock; time is an argument, chance is `self.rng`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from tickwheel.server import codec, decide, misfire, schedule
 from tickwheel.server.command import Abandon, Command, Due, Ended, Expire, JobView, Missed, Reply
 from tickwheel.server.draft import Draft, Flight, Rows, Stamp
 from tickwheel.server.errors import TickwheelError
-from tickwheel.server.fire import Fire
+from tickwheel.server.fire import Fire, TargetKey
 from tickwheel.server.model import (
     Effects,
     Execution,
@@ -53,23 +53,55 @@ Entry = tuple[Ms, Row, int]
 """What the wheel holds: due, row, and the job's generation (>= 1) or minus the execution's next attempt (<= -1)."""
 
 
+Crowded = Callable[[str], TargetKey | None]
+"""Of a target's URL: None if dispatch has a place for one more, which is sent then; else the key to ask for one with."""
+
 _LOGGED_DUE = (Due, Expire)
 
 
+def never_crowded(_url: str) -> None:
+    """Dispatch takes everything."""
+
+
 class Batch(NamedTuple):
-    """What `decide` made: effects to log (None: nothing changes), and one answer a command."""
+    """What `decide` made: effects to log (None: nothing changes), one answer a command, and what ended, for counting."""
 
     effects: Effects | None
     replies: list[Reply | TickwheelError]
+    ended: Sequence[tuple[Row, ExecutionState]] = ()
 
 
 @dataclass(slots=True)
 class Fired:
-    """What one call of `fire` found: requests to send, commands to log, and entries whose rows must be read first."""
+    """What one call of `fire` found, of `entries` that it took.
 
+    Requests to send, commands to log, entries whose rows must be read first, and those whose target is crowded: it is
+    as if they had not fallen due yet, nothing is logged of them.
+    """
+
+    entries: int = 0
     fires: list[Fire] = field(default_factory=list[Fire])
     commands: list[Command] = field(default_factory=list[Command])
     cold: list[Entry] = field(default_factory=list[Entry])
+    crowded: list[tuple[TargetKey, Entry]] = field(default_factory=list[tuple[TargetKey, Entry]])
+
+
+class _Slice(NamedTuple):
+    """One call of `fire`: its time, whom it asks, and what it found so far."""
+
+    now_ms: Ms
+    crowded: Crowded
+    fired: Fired
+
+    def late(self, due_ms: Ms) -> bool:
+        return self.now_ms - due_ms > LATE_MS
+
+    def put_off(self, spec: Spec, entry: Entry) -> bool:
+        """True if the target has no place: then the entry comes back when it has."""
+        key = self.crowded(spec.target.url)
+        if key is not None:
+            self.fired.crowded.append((key, entry))
+        return key is not None
 
 
 class Shard:
@@ -133,7 +165,7 @@ class Shard:
             self._release(commands)
         else:
             self.held = draft.touched
-        return Batch(effects, replies)
+        return Batch(effects, replies, draft.ended())
 
     def settle(self, commands: Sequence[Command], effects: Effects) -> None:
         """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile."""
@@ -198,8 +230,10 @@ class Shard:
         self.wheel.add(due_ms, row, generation)
 
     def _arm_execution(self, row: Row, data: bytes) -> None:
+        if row in self.flights:
+            return
         due_ms, attempt = codec.execution_due(data)
-        if 0 < due_ms < self.horizon_ms and row not in self.flights:
+        if 0 < due_ms < self.horizon_ms:
             self.wheel.add(due_ms, row, -(attempt + 1))
 
     # --- the wheel's window ---
@@ -231,17 +265,18 @@ class Shard:
 
     # --- firing ---
 
-    def fire(self, now_ms: Ms, limit: int) -> Fired:
+    def fire(self, now_ms: Ms, limit: int, crowded: Crowded = never_crowded) -> Fired:
         """Take at most `limit` due entries from the wheel and say what is to be done about them."""
-        fired = Fired()
-        for entry in self.wheel.advance(now_ms, limit):
+        entries = self.wheel.advance(now_ms, limit)
+        piece = _Slice(now_ms, crowded, Fired(len(entries)))
+        for entry in entries:
             if entry[2] < 0:
-                self._fire_execution(entry, now_ms, fired)
+                self._fire_execution(entry, piece)
             else:
-                self._fire_job(entry, now_ms, fired)
-        return fired
+                self._fire_job(entry, piece)
+        return piece.fired
 
-    def _fire_job(self, entry: Entry, now_ms: Ms, fired: Fired) -> None:
+    def _fire_job(self, entry: Entry, piece: _Slice) -> None:
         due_ms, row, generation = entry
         if row in self.held or row in self._logging:
             self._parked.setdefault(row, []).append(entry)
@@ -250,43 +285,46 @@ class Shard:
         if job is GONE:
             return
         if not isinstance(job, JobRow):
-            fired.cold.append(entry)
+            piece.fired.cold.append(entry)
             return
         status = codec.decode_status(job.status)
         if status.due_ms != due_ms or status.generation != generation:
             return
-        self._logging.add(row)
         if status.state != JobState.SCHEDULED:
-            fired.commands.append(Expire(row, due_ms))
+            self._logging.add(row)
+            piece.fired.commands.append(Expire(row, due_ms))
             return
-        self._fire_occurrence(row, job, status, now_ms, fired)
+        self._fire_occurrence(entry, job, status, piece)
 
-    def _fire_occurrence(
-        self, row: Row, job: JobRow, status: Status, now_ms: Ms, fired: Fired
-    ) -> None:
+    def _fire_occurrence(self, entry: Entry, job: JobRow, status: Status, piece: _Slice) -> None:
+        fired, row = piece.fired, entry[1]
         spec = decode_spec(job.spec)
         plan = schedule.compile(spec.schedule, spec.window)
-        fire_ms, missed = misfire.resolve(spec, plan, status.next_ms, now_ms)
-        late = now_ms - status.due_ms > LATE_MS
+        fire_ms, missed = misfire.resolve(spec, plan, status.next_ms, piece.now_ms)
+        late = piece.late(status.due_ms)
         if fire_ms and status.live and spec.overlap != OverlapPolicy.ALLOW_ALL:
             if late and spec.misfire == MisfirePolicy.ALL and not isinstance(spec.schedule, Once):
-                self._logging.discard(row)
                 self._awaiting.add(row)
                 return
+            self._logging.add(row)
             fired.commands.append(self._overlapped(row, status, spec, fire_ms, missed))
             return
         if fire_ms and len(status.live) >= LIVE_MAX:
             missed = _and_missed(missed, fire_ms, Reason.LIVE_LIMIT)
             fire_ms = 0
         if not fire_ms:
+            self._logging.add(row)
             fired.commands.append(Due(row, status.due_ms, 0, 0, missed=missed))
             return
+        if piece.put_off(spec, entry):
+            return
+        self._logging.add(row)
         execution_row = self.next_row
         self.next_row += 1
         fired.commands.append(Due(row, status.due_ms, fire_ms, execution_row, missed=missed))
         execution = Execution(
             row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, fire_ms, "",
-            ExecutionState.RUNNING, create_ms=now_ms, due_ms=status.due_ms,
+            ExecutionState.RUNNING, create_ms=piece.now_ms, due_ms=status.due_ms,
         )  # fmt: skip
         fired.fires.append(self._launch(execution_row, execution, status, spec, late))
 
@@ -297,7 +335,7 @@ class Shard:
             return Due(row, status.due_ms, 0, 0, buffered_ms=fire_ms, missed=missed)
         return Due(row, status.due_ms, 0, 0, missed=_and_missed(missed, fire_ms, Reason.OVERLAP))
 
-    def _fire_execution(self, entry: Entry, now_ms: Ms, fired: Fired) -> None:
+    def _fire_execution(self, entry: Entry, piece: _Slice) -> None:
         due_ms, row, _ = entry
         if row in self.flights:
             return
@@ -305,7 +343,7 @@ class Shard:
         if data is GONE:
             return
         if not isinstance(data, bytes):
-            fired.cold.append(entry)
+            piece.fired.cold.append(entry)
             return
         execution = codec.decode_execution(data)
         if execution.due_ms != due_ms:
@@ -313,6 +351,10 @@ class Shard:
         if execution.job_row in self.held:
             self._parked.setdefault(execution.job_row, []).append(entry)
             return
+        self._fire_again(entry, execution, piece)
+
+    def _fire_again(self, entry: Entry, execution: Execution, piece: _Slice) -> None:
+        fired = piece.fired
         job = self.table.job(execution.job_row)
         if not isinstance(job, JobRow):
             if job is not GONE:
@@ -322,11 +364,12 @@ class Shard:
         if status.state == JobState.PAUSED and execution.kind == ExecutionKind.OCCURRENCE:
             return
         if status.state in {JobState.CANCELLED, JobState.DISABLED}:
-            fired.commands.append(Abandon(execution.job_row, row))
+            fired.commands.append(Abandon(execution.job_row, entry[1]))
             return
         spec = decode_spec(job.spec)
-        late = now_ms - due_ms > LATE_MS
-        fired.fires.append(self._launch(row, execution, status, spec, late))
+        if not piece.put_off(spec, entry):
+            late = piece.late(entry[0])
+            fired.fires.append(self._launch(entry[1], execution, status, spec, late))
 
     def _launch(
         self, row: Row, execution: Execution, status: Status, spec: Spec, late: bool
@@ -346,7 +389,7 @@ class Shard:
             target=spec.target,
             late=late,
         )
-        flight = Flight(fire, execution.kind)
+        flight = Flight(fire, execution.kind, spec)
         self.flights[row] = flight
         self._flights_of.setdefault(execution.job_row, []).append(flight)
         return fire

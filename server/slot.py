@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import TypeVar
 
 from tickwheel.server import codec
@@ -20,7 +21,8 @@ from tickwheel.server.command import (
 )
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import NotLeader, TickwheelError
-from tickwheel.server.model import Effects, JobRow, Ms, Row
+from tickwheel.server.fire import TargetKey
+from tickwheel.server.model import Effects, ExecutionState, JobRow, Ms, Row
 from tickwheel.server.query import Applied
 from tickwheel.server.reading import Found, Wants
 from tickwheel.server.shard import Entry, Shard
@@ -48,6 +50,36 @@ class Ticket:
         self.left -= 1
         if not self.left and not self.future.done():
             self.future.set_result(self.results)
+
+
+class Shelf:
+    """Due entries whose target has no place in dispatch, by target; those due earlier come back first."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[TargetKey, list[tuple[Ms, int, int, Entry]]] = {}
+        self._put = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, key: TargetKey) -> bool:
+        return key in self._heaps
+
+    def put(self, key: TargetKey, number: int, entry: Entry) -> None:
+        """Keep an entry of a shard."""
+        self._put += 1
+        self._count += 1
+        heappush(self._heaps.setdefault(key, []), (entry[0], self._put, number, entry))
+
+    def take(self, key: TargetKey, count: int) -> list[tuple[int, Entry]]:
+        """At most `count` (shard, entry) of a target."""
+        heap = self._heaps.get(key, [])
+        taken = [heappop(heap)[2:] for _ in range(min(count, len(heap)))]
+        self._count -= len(taken)
+        if not heap:
+            self._heaps.pop(key, None)
+        return taken
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +135,7 @@ class Work:
     rows: Rows = field(default_factory=Rows)
     wants: Wants | None = None
     effects: Effects | None = None
+    ended: Sequence[tuple[Row, ExecutionState]] = ()
     replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
 
     def join_leading(self) -> None:

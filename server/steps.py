@@ -44,10 +44,14 @@ _MISSED_STATES = {
 
 def armed(status: Status, uid: bytes, spec: Spec) -> Status:
     """`due_ms` from `next_ms` and the job's jitter. A job that is not SCHEDULED keeps no due time here."""
-    if status.state != JobState.SCHEDULED or not status.next_ms:
-        return status._replace(due_ms=0)
-    due_ms = status.next_ms + schedule.jitter(uid, status.next_ms, spec.jitter_ms)
-    return status._replace(due_ms=due_ms)
+    return status._replace(due_ms=arm_ms(status.state, status.next_ms, uid, spec))
+
+
+def arm_ms(state: JobState, next_ms: Ms, uid: bytes, spec: Spec) -> Ms:
+    """When an occurrence fires: its jitter later, never if the job is not SCHEDULED or there is none."""
+    if state != JobState.SCHEDULED or not next_ms:
+        return 0
+    return next_ms + schedule.jitter(uid, next_ms, spec.jitter_ms)
 
 
 def settle(status: Status, spec: Spec, now_ms: Ms) -> Status:

@@ -24,10 +24,11 @@ def steady(rig: Rig) -> list[Row]:
 def burst(rig: Rig) -> list[Row]:
     """5,000 one-offs due at one instant, three times."""
     rows: list[Row] = []
+    count = rig.count(BURST)
     with Sink() as sink, rig.node("burst") as node:
         for number in range(3):
             sink.reset()
-            rows.append({"burst": BURST, **fire(node, sink, BURST, 0, prefix=f"b{number}-")})
+            rows.append({"burst": count, **fire(node, sink, count, 0, prefix=f"b{number}-")})
     return rows
 
 

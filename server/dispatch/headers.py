@@ -14,6 +14,7 @@ Must never import: asyncio, a clock; time is an argument.
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 
 from tickwheel.server.errors import Violation
@@ -46,7 +47,9 @@ _KEPT_ACROSS_ORIGINS = _OURS | {"content-type", "user-agent"}
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")
 _SPECIAL = re.compile(r"[^A-Za-z0-9-]")
+_OCCURRENCE_ID = re.compile(r"[0-9a-f]+:[0-9]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SPAN_MASK = (1 << 64) - 1
 
 
 def check_headers(
@@ -93,6 +96,8 @@ def encode_id(execution_id: str) -> str:
     digits. So it holds no `.` (Standard Webhooks signs `id.timestamp.body`), two ids are never encoded alike, and the
     id can be read back.
     """
+    if _OCCURRENCE_ID.fullmatch(execution_id):
+        return execution_id.replace(":", "_")
     return _SPECIAL.sub(_encode_char, execution_id)
 
 
@@ -103,24 +108,29 @@ def _encode_char(match: re.Match[str]) -> str:
 
 def traceparent(execution_id: str, attempt: int, epoch: int) -> str:
     """W3C Trace Context: one trace an execution, one span an attempt of a leader; sampled, so that it is kept."""
-    trace = sha256(execution_id.encode()).hexdigest()[:32]
-    span = sha256(f"{execution_id}/{attempt}/{epoch}".encode()).hexdigest()[:16]
-    return f"00-{trace}-{span}-01"
+    digest = sha256(execution_id.encode()).digest()
+    which = epoch << 32 | attempt
+    span = (int.from_bytes(digest[16:24], "big") ^ which) & _SPAN_MASK
+    return f"00-{digest[:16].hex()}-{span:016x}-01"
 
 
 def rfc3339(time_ms: Ms) -> str:
     """`2026-01-01T00:00:00.000Z`."""
-    instant = _EPOCH + timedelta(milliseconds=time_ms)
-    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{_rfc3339_second(time_ms // 1000)}.{time_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=1_024)
+def _rfc3339_second(time_s: int) -> str:
+    """Without fraction and zone: what is due in one second says it once."""
+    return (_EPOCH + timedelta(seconds=time_s)).isoformat()[:19]
 
 
 def build_headers(fire: Fire, now_ms: Ms, version: str) -> tuple[tuple[str, str], ...]:
     """All headers of one attempt but Host and Content-Length: the user's, then ours."""
-    user = fire.target.headers
-    named = {name.lower() for name, _ in user}
+    target = fire.target
     key = encode_id(fire.id)
-    headers = [
-        *user,
+    return (
+        *target.headers,
         ("webhook-id", key),
         ("webhook-timestamp", str(now_ms // 1000)),
         ("Idempotency-Key", key),
@@ -129,12 +139,22 @@ def build_headers(fire: Fire, now_ms: Ms, version: str) -> tuple[tuple[str, str]
         ("Tickwheel-Attempt", str(fire.attempt)),
         ("Tickwheel-Epoch", str(fire.epoch)),
         ("traceparent", traceparent(fire.id, fire.attempt, fire.epoch)),
-    ]
+        *_unsaid(target.headers, bool(target.body), version),
+    )
+
+
+@lru_cache(maxsize=1_024)
+def _unsaid(
+    user: tuple[tuple[str, str], ...], has_body: bool, version: str
+) -> tuple[tuple[str, str], ...]:
+    """What a user may say, and we do if he does not: the same for all requests of a target."""
+    named = {name.lower() for name, _ in user}
+    ours: list[tuple[str, str]] = []
     if "user-agent" not in named:
-        headers.append(("User-Agent", f"tickwheel/{version}"))
-    if fire.target.body and "content-type" not in named:
-        headers.append(("Content-Type", "application/octet-stream"))
-    return tuple(headers)
+        ours.append(("User-Agent", f"tickwheel/{version}"))
+    if has_body and "content-type" not in named:
+        ours.append(("Content-Type", "application/octet-stream"))
+    return tuple(ours)
 
 
 def kept_across_origins(name: str) -> bool:

@@ -89,6 +89,29 @@ def test_head_has_no_body_to_wait_for(make: Callable[..., Transport]) -> None:
     run(scenario())
 
 
+def test_head_leaves_the_connection_in_order(make: Callable[..., Transport]) -> None:
+    async def scenario() -> None:
+        answer = says(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        async with serving(answer) as server, opened(make) as transport:
+            for _ in range(3):
+                assert (await transport.send(get(server.url, method="HEAD"), may)).status == 200
+            assert (server.connections, len(server.requests)) == (1, 3)
+
+    run(scenario())
+
+
+def test_a_body_sent_to_head_is_not_taken_for_the_next_answer(
+    make: Callable[..., Transport],
+) -> None:
+    async def scenario() -> None:
+        async with serving(says(OK)) as server, opened(make) as transport:
+            for method, body in (("HEAD", b""), ("GET", b"ok"), ("HEAD", b""), ("GET", b"ok")):
+                response = await transport.send(get(server.url, method=method), may)
+                assert (response.status, response.body) == (200, body)
+
+    run(scenario())
+
+
 def test_a_large_body_is_answered_before_it_is_read(make: Callable[..., Transport]) -> None:
     async def answer(peer: Peer, _: bytes) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
@@ -211,6 +234,29 @@ def test_a_dead_pooled_connection_is_never_sent_on_again(
     run(scenario())
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_what_a_server_says_unasked_answers_nothing(
+    make: Callable[..., Transport], later: bool
+) -> None:
+    async def scenario() -> None:
+        unasked = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+        first: list[Peer] = []
+
+        async def answer(peer: Peer, _: bytes) -> None:
+            await peer.say(OK if later or len(server.requests) > 1 else OK + unasked)
+            first.append(peer)
+
+        async with serving(answer) as server, opened(make) as transport:
+            assert (await transport.send(get(server.url), may)).status == 200
+            if later:
+                await first[0].say(unasked)
+            await server.all_closed()
+            assert (await transport.send(get(server.url), may)).status == 200
+            assert server.connections == 2
+
+    run(scenario())
+
+
 def test_with_too_many_sockets_connections_are_not_kept(make: Callable[..., Transport]) -> None:
     async def scenario() -> None:
         async with serving(says(OK)) as server, opened(make, sockets_max=0) as transport:
@@ -321,6 +367,32 @@ def test_an_endless_body_is_cut_and_dropped(make: Callable[..., Transport], chun
             assert response == Response(
                 200, response.headers, b"x" * BODY_READ_BYTES_MAX, truncated=True
             )
+            await server.all_closed()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 100),
+        (b"HTTP/1.1 200 OK\r\n", b"X: 1\r\n" * 1_000),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a" * 4_096),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: 1\r\n" * 1_000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a=b;" * 1_000),
+    ],
+)
+def test_a_head_without_end_is_an_error(
+    make: Callable[..., Transport], head: bytes, piece: bytes
+) -> None:
+    async def endless(peer: Peer, _: bytes) -> None:
+        await peer.say(head)
+        while True:
+            await peer.say(piece)
+
+    async def scenario() -> None:
+        async with serving(endless) as server, opened(make) as transport:
+            assert await failure(transport, get(server.url)) == (ErrorKind.PROTOCOL, True)
             await server.all_closed()
 
     run(scenario())

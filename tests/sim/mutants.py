@@ -15,7 +15,7 @@ from tickwheel.server.fire import Fire
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.model import Effects, Ms
 from tickwheel.server.runner import Runner
-from tickwheel.server.shard import Fired, Shard
+from tickwheel.server.shard import Crowded, Fired, Shard, never_crowded
 from tickwheel.server.slot import Slot, Work
 from tickwheel.server.table import Table
 from tickwheel.server.wal import InlineWal
@@ -94,8 +94,8 @@ def _early_fire() -> Patches:
     """The clock is believed to be 5 ms ahead when what is due is taken."""
     fire, next_ms = Shard.fire, Wheel.next_ms
 
-    def hasty(shard: Shard, now_ms: Ms, limit: int) -> Fired:
-        return fire(shard, now_ms + 5, limit)
+    def hasty(shard: Shard, now_ms: Ms, limit: int, crowded: Crowded) -> Fired:
+        return fire(shard, now_ms + 5, limit, crowded)
 
     def sooner(wheel: Wheel) -> Ms | None:
         found_ms = next_ms(wheel)
@@ -121,13 +121,18 @@ def _no_due() -> Patches:
     """That an occurrence was fired is not logged."""
 
     def forgetful(runner_: Runner, slot: Slot, now_ms: Ms, limit: int) -> int:
-        fired = slot.shard.fire(now_ms, limit)
+        fired = slot.shard.fire(now_ms, limit, never_crowded)
         for fire in fired.fires:
             runner_._dispatch.submit(fire, runner_._gate, runner_._done)
         slot.next_ms = slot.shard.wheel.next_ms()
-        return len(fired.fires)
+        return fired.entries
 
     return [patch.object(Runner, "_fire_slot", forgetful)]
+
+
+def _no_return() -> Patches:
+    """What was put off for want of a place stays on the shelf."""
+    return [patch.object(Runner, "_on_room", lambda *_: None)]
 
 
 def _stale_cache() -> Patches:
@@ -180,6 +185,7 @@ MUTANTS = [
     Mutant("fires 5 ms early", ("I2",), 5, _early_fire),
     Mutant("the id is made from the time of firing", ("I10",), 5, _id_of_firing),
     Mutant("Due is not logged", ("I1",), 5, _no_due),
+    Mutant("what was put off does not return", ("I1",), 20, _no_return),
     Mutant("stale rows are admitted to the cache", ("I11",), 60, _stale_cache),
     Mutant("landed only after the end is applied", ("I1",), 5, _landed_late),
     Mutant("a cancel misses what fell due meanwhile", ("I4",), 40, _no_catch_up),

@@ -12,14 +12,14 @@ from tickwheel.server.command import Due
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.fire import Fire, Outcome
 from tickwheel.server.model import Ms, Reason
-from tickwheel.server.shard import Fired, Shard
+from tickwheel.server.shard import Crowded, Fired, Shard, never_crowded
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 SOMETIMES = frozenset(
     {
-        "parked", "cold", "withdrawn", "stale", "buffered", "thaw race", "torn tail", "replayed",
+        "parked", "cold", "put off", "withdrawn", "stale", "buffered", "thaw race", "torn tail", "replayed",
         "segment deleted", "fsync failed", "disk full", "journal full", "store full", "table full",
         "crash in recovery", "clean stop", "killed", "power cut in a call", "long outage", "clock back",
         "clock forward", "firing held", "disabled", "retried", "dead letter", "redriven", "run", "cancelled before",
@@ -57,9 +57,10 @@ def _watch_shard(world: "World", shard: Shard) -> None:
     take, may_send = shard.fire, shard.may_send
     marks = world.marks
 
-    def watched_fire(now_ms: Ms, limit: int) -> Fired:
-        fired = take(now_ms, limit)
+    def watched_fire(now_ms: Ms, limit: int, crowded: Crowded = never_crowded) -> Fired:
+        fired = take(now_ms, limit, crowded)
         marks["cold"] += len(fired.cold)
+        marks["put off"] += len(fired.crowded)
         marks["parked"] += bool(shard._parked)
         _count_dues(marks, fired)
         world.judge_hold(fired)

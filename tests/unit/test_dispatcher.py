@@ -231,11 +231,8 @@ def test_a_target_filled_through_the_other_lane_comes_back() -> None:
 # --- room ------------------------------------------------------------------------------------
 
 
-def test_room_is_bounded_and_comes_back() -> None:
-    calls: list[int] = []
-
+def test_room_is_bounded() -> None:
     async def scenario(world: World) -> None:
-        world.dispatcher.on_room = lambda: calls.append(world.dispatcher.room())
         for row in range(1, 10):
             world.submit(row, "a")
         assert world.dispatcher.room() == 0
@@ -243,28 +240,145 @@ def test_room_is_bounded_and_comes_back() -> None:
             world.submit(99, "a")
         await world.settle()
         await world.end(1)
-        assert calls == [1]
-        await world.end(2)
-        assert calls == [1], "once for each time it was full"
-        world.submit(10, "a")
-        world.submit(11, "a")
-        assert world.dispatcher.room() == 0
-        await world.end(3)
-        assert calls == [1, 1]
+        assert world.dispatcher.room() == 1
 
     run(scenario, Limits(4, 1, 8))
 
 
-def test_room_comes_back_though_nobody_asked_to_hear_of_it() -> None:
+def offer(world: World, row: int, host: str) -> bool:
+    """Submit it if its target has a place, as whoever fires does."""
+    if world.dispatcher.crowded(f"http://{host}.example/{row}") is not None:
+        return False
+    world.submit(row, host)
+    return True
+
+
+def test_a_target_takes_no_more_places_than_it_leaves() -> None:
+    """Sixteen places: the first that hangs gets half, the second half of what is left; the others still find one."""
+
     async def scenario(world: World) -> None:
-        for row in (1, 2):
+        taken = {
+            host: sum(offer(world, 100 * at + n, host) for n in range(30))
+            for at, host in enumerate("abcd", 1)
+        }
+        assert taken == {"a": 1 + 8, "b": 1 + 4, "c": 1 + 2, "d": 1}
+        assert world.dispatcher.room() > 0
+        assert offer(world, 999, "e")
+
+    run(scenario, Limits(3, 1, 16))
+
+
+def test_a_place_that_was_promised_is_kept() -> None:
+    async def scenario(world: World) -> None:
+        crowded = world.dispatcher.crowded
+        assert offer(world, 1, "a")
+        assert [crowded("http://a.example/"), crowded("http://a.example/")] == [None, None]
+        key = ("http", "a.example", 80)
+        assert (crowded("http://a.example/"), world.dispatcher.places(key)) == (key, 0)
+        world.submit(2, "a")
+        world.submit(3, "a")
+        assert crowded("http://a.example/") == key
+
+    run(scenario, Limits(1, 1, 4))
+
+
+def test_a_crowded_target_is_told_of_room() -> None:
+    told: list[str] = []
+
+    async def scenario(world: World) -> None:
+        world.dispatcher.on_room = lambda key: told.append(key[1])
+        for host, rows in (("a", range(10, 20)), ("b", range(20, 30))):
+            assert not all(offer(world, row, host) for row in rows)
+        assert told == []
+        await world.settle()
+        await world.end(10)
+        assert told == ["b.example"], "it was its turn"
+        await world.finish()
+        assert sorted(told) == ["a.example", "b.example"], "each is told once"
+
+    run(scenario, Limits(1, 1, 8))
+
+
+def test_a_target_that_found_no_place_is_told_when_others_leave() -> None:
+    told: list[str] = []
+
+    async def scenario(world: World) -> None:
+        world.dispatcher.on_room = lambda key: told.append(key[1])
+        for row in range(1, 4):
             world.submit(row, "a")
         assert world.dispatcher.room() == 0
+        assert not offer(world, 9, "new")
+        assert world.dispatcher.places(("http", "new.example", 80)) == 0
+        await world.settle()
+        await world.end(1)
+        assert told == ["new.example"]
+        assert world.dispatcher.places(("http", "new.example", 80)) == 1
+
+    run(scenario, Limits(1, 1, 2))
+
+
+def test_when_the_queue_is_empty_everyone_is_told() -> None:
+    told: list[str] = []
+
+    async def scenario(world: World) -> None:
+        world.submit(1, "a")
+        world.submit(2, "a")
+        for host in "bcd":
+            assert not offer(world, 9, host)
+        await world.settle()
+        world.dispatcher.on_room = lambda key: told.append(key[1])
+        await world.end(1)
+        assert told == ["b.example", "c.example", "d.example"]
+
+    run(scenario, Limits(1, 1, 1))
+
+
+def test_nobody_need_listen() -> None:
+    async def scenario(world: World) -> None:
+        world.submit(1, "a")
+        world.submit(2, "a")
+        assert not offer(world, 9, "b")
         await world.settle()
         await world.end(1)
         assert world.dispatcher.room() == 1
 
     run(scenario, Limits(1, 1, 1))
+
+
+def test_hanging_targets_leave_slots_to_the_others() -> None:
+    """Three that hang want all sixteen slots; a fourth that answers never waits for one."""
+
+    async def scenario(world: World) -> None:
+        for row in range(60):
+            world.submit(row, "abc"[row % 3])
+        await world.settle()
+        assert len(world.transport.open) == 12
+        for row in range(100, 130):
+            world.submit(row, "fast")
+            await world.settle()
+            assert row in world.transport.open
+            await world.end(row)
+
+    run(scenario, Limits(16, 16, 200))
+
+
+def test_5000_due_at_one_target_do_not_delay_another() -> None:
+    """The other's attempts start in the turn in which they are submitted, however many of the first wait."""
+
+    async def scenario(world: World) -> None:
+        taken = sum(offer(world, row, "loaded") for row in range(5_000))
+        assert taken == 5_000
+        await world.settle()
+        for row in range(10_000, 10_020):
+            assert offer(world, row, "healthy")
+            await world.settle()
+            assert row in world.transport.open
+            await world.end(row)
+            await world.end(min(world.transport.open))
+        for row in list(world.transport.open):
+            world.transport.end(row)
+
+    run(scenario, Limits(1_024, 256, 20_000))
 
 
 # --- outcomes --------------------------------------------------------------------------------
@@ -347,7 +461,7 @@ def test_a_fault_in_done_takes_nobody_elses_turn(caplog: pytest.LogCaptureFixtur
 
 def test_drain_waits_then_cancels_and_says_nothing_of_those() -> None:
     async def main() -> None:
-        world = World(Limits(2, 2, 10))
+        world = World(Limits(4, 2, 10))
         for row in (1, 2, 3):
             world.submit(row)
         await world.settle()
@@ -430,7 +544,7 @@ def check(
         mine_late = sum(other[1] for other in mine)
         assert len(mine) <= per_target
         assert mine_late <= target_late_max
-        free = len(busy) < concurrency and len(mine) < per_target
+        free = len(mine) < min(per_target, concurrency - len(busy))
         late_free = not late or (late_busy < late_max and mine_late < target_late_max)
         assert (host, late) not in waiting or not (free and late_free)
 

@@ -5,6 +5,7 @@ All else about it is in tests/conformance/test_transport.py, which every transpo
 
 import asyncio
 import errno
+import time
 
 import aiohttp
 import pytest
@@ -13,7 +14,7 @@ from tickwheel.server.dispatch import http
 from tickwheel.server.dispatch.guard import Blocked, Guard
 from tickwheel.server.dispatch.http import HttpTransport
 from tickwheel.server.dispatch.redirect import follow
-from tickwheel.server.dispatch.transport import ErrorKind, Request, Response
+from tickwheel.server.dispatch.transport import ErrorKind, Request, Response, TransportError
 
 GUARD = Guard()
 HEADERS = (
@@ -136,7 +137,7 @@ def test_errors_have_a_kind(error: aiohttp.ClientError, expected: ErrorKind) -> 
     async def gate() -> bool:
         return True
 
-    flight = http._Flight(request(), gate)
+    flight = http._Flight(gate)
     found = http._transport_error(error, flight)
     assert (found.kind, found.sent) == (expected, False)
 
@@ -145,25 +146,29 @@ def test_a_broken_header_is_never_written() -> None:
     """Headers are checked at admission; should one slip through, the request is not sent."""
 
     async def scenario() -> None:
-        begun = asyncio.Event()
-
-        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            assert await reader.read() == b""
-            writer.close()
-            begun.set()
-
         async def gate() -> bool:
             raise AssertionError("the gate must not be asked")
 
-        listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-        port = listener.sockets[0].getsockname()[1]
         transport = HttpTransport(Guard(allow=["127.0.0.1/32"]))
-        bad = Request("GET", f"http://127.0.0.1:{port}", (("A", "b\r\nC: d"),), b"", 1_000)
+        bad = Request("GET", "http://127.0.0.1:9", (("A", "b\r\nC: d"),), b"", 1_000)
         with pytest.raises(AssertionError, match="admission"):
             await transport.send(bad, gate)
-        await begun.wait()
         await transport.close()
-        listener.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "http:///x", "/x", "http://127.0.0.1:x/"])
+def test_a_url_that_admission_would_refuse_is_not_tried(url: str) -> None:
+    async def scenario() -> None:
+        async def gate() -> bool:
+            raise AssertionError("the gate must not be asked")
+
+        transport = HttpTransport(Guard(allow=["127.0.0.1/32"]))
+        with pytest.raises(TransportError) as caught:
+            await transport.send(Request("GET", url, (), b"", 1_000), gate)
+        assert (caught.value.kind, caught.value.sent) == (ErrorKind.PROTOCOL, False)
+        await transport.close()
 
     asyncio.run(scenario())
 
@@ -172,5 +177,45 @@ def test_a_ca_file_that_is_not_there() -> None:
     async def scenario() -> None:
         with pytest.raises(OSError, match="No such file"):
             HttpTransport(Guard(), ca_file="/nowhere/ca.pem")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_an_idle_connection_is_closed_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, swept: bool
+) -> None:
+    """By the sweep, or by whoever would have used it."""
+    monkeypatch.setattr(http, "KEEPALIVE_S", 0.02)
+
+    async def scenario() -> None:
+        ends: list[asyncio.Event] = []
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            end = asyncio.Event()
+            ends.append(end)
+            while await reader.readline():
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+            end.set()
+
+        async def gate() -> bool:
+            return True
+
+        listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        transport = HttpTransport(Guard(allow=["127.0.0.1/32"]))
+        for _ in range(2):
+            assert (await transport.send(Request("GET", url, (), b"", 1_000), gate)).status == 200
+            if swept:
+                await ends[-1].wait()
+            else:
+                time.sleep(0.03)  # noqa: ASYNC251 - so that no sweep comes between
+        assert len(ends) == 2
+        await transport.close()
+        for end in ends:
+            await end.wait()
+        listener.close()
 
     asyncio.run(scenario())

@@ -54,6 +54,7 @@ class FakeRunner:
         self.clock = FakeClock()
         self.slots: dict[int, FakeSlot] = {}
         self.waiting_count = 6
+        self.put_off_count = 8
         self.table_bytes = 123
 
     def overdue_ms(self) -> int:
@@ -89,6 +90,7 @@ def test_events_are_counted_by_label(registry: CollectorRegistry, metrics: Metri
     metrics.count_attempt("RETRY")
     metrics.count_ended("FAILED")
     metrics.count_command("Create", 5)
+    metrics.count_put_off(7)
     metrics.count_flushed(12)
     metrics.observe_flush(0.02)
     metrics.call_ended("GetJob", "OK", 0.004)
@@ -99,6 +101,7 @@ def test_events_are_counted_by_label(registry: CollectorRegistry, metrics: Metri
     assert get("tickwheel_attempts_total", {"outcome": "succeeded"}) == 1
     assert get("tickwheel_executions_ended_total", {"state": "failed"}) == 1
     assert get("tickwheel_commands_total", {"command": "create"}) == 5
+    assert get("tickwheel_dispatch_put_off_total") == 7
     assert get("tickwheel_store_rows_flushed_total") == 12
     assert get("tickwheel_store_flush_seconds_sum") == 0.02
     assert get("tickwheel_grpc_calls_total", {"method": "GetJob", "code": "OK"}) == 1
@@ -126,6 +129,7 @@ def test_present_values_are_read_when_asked(registry: CollectorRegistry, metrics
         "tickwheel_wheel_overdue_seconds": 1.5,
         "tickwheel_dispatch_in_flight": 4,
         "tickwheel_dispatch_waiting": 9,
+        "tickwheel_dispatch_shelved": 8,
         "tickwheel_wal_segments": 2,
         "tickwheel_wal_waiting_bytes": 77,
         "tickwheel_ready": 0,

@@ -23,10 +23,12 @@ from tests.unit.shard_kit import (
 from tickwheel.server import codec
 from tickwheel.server.command import Cancel, Cancellation, Delete, Ended, Pause, Resume, Run
 from tickwheel.server.draft import Rows
-from tickwheel.server.fire import OutcomeKind
+from tickwheel.server.fire import OutcomeKind, TargetKey
 from tickwheel.server.model import ExecutionState, JobRow, JobState, MisfirePolicy, OverlapPolicy
 from tickwheel.server.shard import LATE_MS, Shard
 from tickwheel.server.table import Table
+
+KEY: TargetKey = ("http", "127.0.0.1", 80)
 
 
 @pytest.fixture
@@ -436,3 +438,50 @@ def test_a_view_tells_what_is_on_its_way(bench: Bench) -> None:
 def test_reading_is_asked_of_the_table(bench: Bench) -> None:
     rows = Rows()
     assert bench.shard.collect([Pause(NAMESPACE, "a")], rows).names == [(NAMESPACE, "a")]
+
+
+# --- crowded targets -------------------------------------------------------------------------
+
+
+def test_what_finds_no_place_is_put_off_as_if_it_were_not_due(bench: Bench) -> None:
+    full, free = "http://127.0.0.1/full", "http://127.0.0.1/free"
+    rows = [
+        bench.create(name, once(NOW + HOUR), url=url).row
+        for name, url in (("a", full), ("b", free), ("c", full))
+    ]
+    bench.now_ms += HOUR
+    asked: list[str] = []
+
+    def crowded(url: str) -> TargetKey | None:
+        asked.append(url)
+        return KEY if url == full else None
+
+    fired = bench.shard.fire(bench.now_ms, 16, crowded)
+    assert asked == [full, free, full], "a place that is kept is used"
+    assert (fired.entries, len(fired.fires), len(fired.commands)) == (3, 1, 1)
+    entries = [(NOW + HOUR, row, 1) for row in (rows[0], rows[2])]
+    assert fired.crowded == [(KEY, entry) for entry in entries]
+    assert bench.tick() == [], "it does not come back by itself"
+    bench.shard.load(entries)
+    assert [fire.job for fire in bench.tick()] == ["a", "c"]
+
+
+def test_a_retry_is_put_off_too(bench: Bench) -> None:
+    bench.create("a", once(NOW + HOUR))
+    bench.answer(bench.fire_one(HOUR), failed())
+    bench.now_ms += HOUR
+    fired = bench.shard.fire(bench.now_ms, 16, lambda _url: KEY)
+    ((key, entry),) = fired.crowded
+    assert (key, entry[2], fired.fires) == (KEY, -2, [])
+    bench.shard.load([entry])
+    assert [fire.attempt for fire in bench.tick()] == [2]
+
+
+def test_what_was_put_off_and_changed_meanwhile_does_not_fire(bench: Bench) -> None:
+    bench.create("a", once(NOW + HOUR))
+    bench.now_ms += HOUR
+    fired = bench.shard.fire(bench.now_ms, 16, lambda _url: KEY)
+    reply = bench.changed(Cancel(NAMESPACE, "a"))
+    assert reply.cancellation == Cancellation.BEFORE_DISPATCH
+    bench.shard.load([entry for _, entry in fired.crowded])
+    assert bench.tick() == []
