@@ -56,7 +56,7 @@ class Found:
 def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     """Fill `rows` from the table; return what only the store can tell."""
     wants = Wants()
-    starting = {command.execution_row for command in commands if isinstance(command, Due)}
+    starting = {command.execution_row for command in commands if type(command) is Due}
     for command in commands:
         if isinstance(command, Create):
             if not command.fresh:
@@ -75,8 +75,11 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     return wants
 
 
-def merge(rows: Rows, wants: Wants, found: Found) -> None:
-    """Put the store's answer into `rows`; a status that the table already knew stands."""
+def merge(rows: Rows, wants: Wants, found: Found) -> bool:
+    """Put the store's answer into `rows`; a status that the table already knew stands.
+
+    True when nothing can follow from it: names were asked for, and none of them is there.
+    """
     for key in wants.names:
         rows.names[key] = found.names.get(key, 0)
     for row in wants.jobs:
@@ -85,11 +88,12 @@ def merge(rows: Rows, wants: Wants, found: Found) -> None:
         rows.jobs[row] = job if job is None or status is None else job._replace(status=status)
     for row in wants.live:
         rows.live[row] = found.live.get(row)
+    return not (found.names or wants.jobs or wants.live)
 
 
 def _want_created(table: Table, command: Create, rows: Rows, wants: Wants) -> None:
     """A create mostly names what does not exist: the commonest case, and the quickest."""
-    key = (command.namespace, command.name)
+    key = command[:2]
     row = rows.names.get(key)
     if row is None:
         row = _want_name(table, key, rows, wants)

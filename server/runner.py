@@ -167,10 +167,12 @@ class Runner:
         self._check_bounds(commands)
         ticket = Ticket(len(commands), self._loop)
         self.waiting_count += len(commands)
+        slots, ready = self.slots, self._ready
         for position, (number, command) in enumerate(commands):
-            slot = self.slots[number]
-            slot.waiting.append((command, ticket, position))
-            self._ready[number] = slot
+            slot = slots[number]
+            slot.waiting.append(command)
+            slot.tickets.append((ticket, position))
+            ready[number] = slot
         self._kick()
         return ticket.future
 
@@ -221,13 +223,13 @@ class Runner:
 
     def _take(self, slot: Slot, room: Room) -> Work:
         leading, slot.leading = split(slot.leading, room.take(slot.leading))
-        count = room.take([command for command, _, _ in slot.waiting[: room.commands]])
+        count = room.take(slot.waiting)
         taken, slot.waiting = split(slot.waiting, count)
-        self.waiting_count -= len(taken)
+        tickets, slot.tickets = split(slot.tickets, count)
+        self.waiting_count -= count
         slot.busy = True
         slot.settled.clear()
-        commands: list[Command] = [*leading, *(command for command, _, _ in taken)]
-        return Work(slot, commands, [(ticket, at) for _, ticket, at in taken], len(leading))
+        return Work(slot, [*leading, *taken], tickets, len(leading))
 
     # --- the order, spelled once ---
 
@@ -256,9 +258,13 @@ class Runner:
             lacking: list[tuple[Work, Wants]] = []
             for work in group:
                 work.join_leading()
+                if work.read:
+                    continue
                 wants = work.slot.shard.collect(work.commands, work.rows)
                 if wants:
                     lacking.append((work, wants))
+                else:
+                    work.read = True
             if not lacking:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
@@ -268,15 +274,16 @@ class Runner:
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
                 else:
-                    merge(work.rows, wants, found)
+                    work.read = merge(work.rows, wants, found)
 
     def _decide(self, group: list[Work]) -> list[Record]:
         now_ms = self.clock.now_ms()
         records: list[Record] = []
+        kinds = Counter(type(command) for work in group for command in work.commands)
+        for kind, count in kinds.items():
+            self._metrics.count_command(kind.__name__, count)
         for work in group:
             slot = work.slot
-            for kind, count in Counter(map(type, work.commands)).items():
-                self._metrics.count_command(kind.__name__, count)
             work.effects, work.replies = slot.shard.decide(work.commands, work.rows, now_ms)
             if work.effects is not None:
                 slot.index += 1
