@@ -112,7 +112,8 @@ class Table:
 
     def find(self, namespace: str, name: str) -> Row | Mark:
         """The row of a name."""
-        row = self.active.row_of(namespace, name)
+        names = self.active.names.get(namespace)
+        row = None if names is None else names.get(name)
         if row is None and self.frozen is not None:
             row = self.frozen.row_of(namespace, name)
         if row is None:
@@ -167,18 +168,20 @@ class Table:
     def put_job(self, row: Row, job: JobRow) -> None:
         """A new job, or a new spec of one."""
         active = self.active
-        previous = active.jobs.get(row)
-        if previous is not None:
-            active.bytes_held -= _job_bytes(previous)
-        else:
-            active.bytes_held -= _weight(active.statuses.pop(row, None))
-        active.jobs[row] = job
-        names = active.names.get(job.namespace)
+        jobs = active.jobs
+        if row in jobs:
+            active.bytes_held -= _job_bytes(jobs[row])
+        elif row in active.statuses:
+            active.bytes_held -= _weight(active.statuses.pop(row))
+        jobs[row] = job
+        namespace, name, _, spec, status, labels = job
+        names = active.names.get(namespace)
         if names is None:
-            names = active.names[job.namespace] = {}
-        names[job.name] = row
-        active.bytes_held += _job_bytes(job)
-        self._forget(row)
+            names = active.names[namespace] = {}
+        names[name] = row
+        active.bytes_held += len(spec) + len(status) + len(name) + len(labels) + JOB_OVERHEAD_BYTES
+        if row in self._jobs:
+            self._forget(row)
 
     def put_status(self, row: Row, status: bytes) -> None:
         """A change of a job's mutable part."""

@@ -257,7 +257,7 @@ class ShardStore:
         fresh = [row for row in changes.jobs if row > self._top_row]
         known = [row for row in changes.jobs if row <= self._top_row]
         tally = _tally(db, [*known, *changes.statuses, *changes.drops], -1)
-        _PUT_JOB.run(db, [self._job_values(db, row, job) for row, job in changes.jobs.items()])
+        _PUT_JOB.run(db, self._job_values(db, changes.jobs))
         _PUT_SPEC.run(db, [(row, job.spec) for row, job in changes.jobs.items()])
         _SET_STATUS.run(
             db, [_status_values(row, status) for row, status in changes.statuses.items()]
@@ -270,16 +270,18 @@ class ShardStore:
         _ADD_TALLY.run(db, [(*group, number) for group, number in tally.items() if number])
 
     def _job_values(
-        self, db: sqlite3.Connection, row: Row, job: JobRow
-    ) -> tuple[sqlite.Value, ...]:
-        _row, state, outcome, generation, next_ms, due_ms, update_ms, status = _status_values(
-            row, job.status
-        )
-        number = self._namespaces.number(db, job.namespace)
-        create_ms = codec.status_columns(job.status)[5]
-        key = job_key(job.namespace, job.name)
-        return (row, number, key, state, outcome, generation, next_ms, due_ms, create_ms, update_ms,
-                job.name, job.labels, job.uid, status)  # fmt: skip
+        self, db: sqlite3.Connection, jobs: Mapping[Row, JobRow]
+    ) -> list[tuple[sqlite.Value, ...]]:
+        """What is written of each job beside its spec: one loop, for it holds the interpreter that the node runs on."""
+        values: list[tuple[sqlite.Value, ...]] = []
+        number, columns = self._namespaces.number, codec.status_columns
+        for row, (namespace, name, uid, _, status, labels) in jobs.items():
+            state, outcome, generation, next_ms, due_ms, create_ms, update_ms = columns(status)
+            values.append(
+                (row, number(db, namespace), job_key(namespace, name), state, outcome, generation, next_ms,
+                 due_ms or None, create_ms, update_ms, name, labels, uid, status)
+            )  # fmt: skip
+        return values
 
     def _write_live(self, db: sqlite3.Connection, changes: Changes) -> None:
         if changes.ended:
