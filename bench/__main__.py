@@ -13,7 +13,9 @@ from bench.scenarios import SCENARIOS
 
 def main() -> None:
     """The command line."""
-    lines = [f"  {name:9} {(run.__doc__ or '').splitlines()[0]}" for name, run in SCENARIOS.items()]
+    lines = [
+        f"  {name:11} {(run.__doc__ or '').splitlines()[0]}" for name, run in SCENARIOS.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="make bench ARGS=",
         description="Load and lateness.\n\n" + "\n".join(lines),

@@ -157,10 +157,17 @@ class Node:
 
     def rss_bytes(self) -> int:
         """Resident memory, from /proc (Linux)."""
+        return self._status_bytes("VmRSS:")
+
+    def rss_peak_bytes(self) -> int:
+        """The most it ever was since the process began, from /proc (Linux)."""
+        return self._status_bytes("VmHWM:")
+
+    def _status_bytes(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1_024
-        raise OSError("no VmRSS")
+        raise OSError(f"no {name}")
 
     def cpu_s(self) -> float:
         """CPU seconds used, user and system, from /proc (Linux)."""

@@ -62,6 +62,11 @@ def load(node: Node, sink: Sink, mode: str, **options: Any) -> dict[str, Any]:
     return result
 
 
+def progress(row: dict[str, Any]) -> None:
+    """Show a row of a long run at once, on stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {json.dumps(row)}", file=sys.stderr, flush=True)
+
+
 def lags(arrivals: list[Arrival]) -> dict[str, Any]:
     """How late each first arrival was, early ones and repeats counted apart."""
     histogram = Histogram()

@@ -59,8 +59,11 @@ GRPC_GRACE_S = 2.0
 RESOLVER_THREADS = 32
 """Names of targets are resolved in threads; a slow name server must not stop the others."""
 
-GC_THRESHOLDS = (50_000, 20, 100)
-"""The table holds many small tuples that live for a flush: collecting them over and over would only cost time."""
+GC_THRESHOLDS = (5_000, 50, 100)
+"""A round stops the loop while it looks at what was made since the last: 5,000 objects take some milliseconds.
+
+The older ones are seldom looked at again: what the table keeps the collector does not follow (`model.JobParts`), and
+nothing else here lives long, but what `gc.freeze` sets aside at the start."""
 
 
 class App:

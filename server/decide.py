@@ -105,9 +105,7 @@ def _create(draft: Draft, command: Create) -> JobView:
     first_ms = due_ms = _first_occurrence(now_ms, prepared)
     if prepared.jitter_ms:
         due_ms += schedule.jitter(uid, first_ms, prepared.jitter_ms)
-    status = Status(
-        JobState.SCHEDULED, 1, now_ms, now_ms, first_ms, due_ms, origin=prepared.digest
-    )
+    status = Status(JobState.SCHEDULED, 1, now_ms, now_ms, first_ms, due_ms, origin=prepared.digest)
     job = JobRow(namespace, name, uid, prepared.spec, encode_status(status), prepared.labels)
     return JobView(0 if validate_only else draft.create(job), job, status)
 

@@ -277,6 +277,11 @@ class JobRow(NamedTuple):
     labels: str = ""
 
 
+JobParts = tuple[str, str, bytes, bytes, bytes, str]
+"""A `JobRow` as a plain tuple. Where many are kept: of these the garbage collector lets go at its first look, while it
+would visit each named tuple again and again."""
+
+
 class Attempt(NamedTuple):
     """One try. `status` is the HTTP code, 0 when no response came; `error` is a short class of failure."""
 

@@ -13,5 +13,6 @@ SCENARIOS: dict[str, Scenario] = {
     "steady": firing.steady,
     "burst": firing.burst,
     "memory": scale.memory,
+    "memory-hour": scale.memory_hour,
     "restart": scale.restart,
 }

@@ -1,12 +1,13 @@
 """Floor 5. Verdicts remembered: jobs of a bulk load differ in their time and body, and in nothing else.
 
-    as sent     head │ time │ middle │ body │ tail         (head, middle, tail) ──► Shape of a job found right before
-                        │               │
-    as stored   head'│ time │ middle'│ body │ tail'        the same time and body between the pieces of its stored form
+    as sent     head│time│before│ n │middle│ m │body│tail        n  bytes of the target, m  bytes of the body
+    as stored   head│time│before│ n │middle│ m │body│tail        the same, with all defaults
 
-Examining a job costs some 12 µs, this 3. It works on serialised bytes, without knowing the wire format: the lengths of
-time and body stand inside head and middle, so equal pieces around parts of equal length are the same job but for these
-parts. That each part lies where it is thought to lie is tried out once, when a shape is remembered (`_cut_checked`).
+Examining a job costs some 12 µs, this 3. A job found right is kept as two `Form`s, as it was sent and as it is stored: its
+bytes around time and body. Another job is of this shape if the form as sent, with its time and body, gives the very
+bytes that were sent; then the other form with them is what is stored. So a slip in how forms are cut or looked up costs
+time, and can't mistake one job for another. That a form holds for other times and bodies than those it was cut from is
+tried out when it is made.
 
 A shape is remembered only after a full examination that found nothing wrong and cleared nothing away, of a one-off at an
 instant without window or jitter; everything else is examined each time.
@@ -14,6 +15,7 @@ instant without window or jitter; everything else is examined each time.
 Must never import: rooms below but `command`, `schedule`, `spec`.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -35,22 +37,48 @@ _NANOS: Final = 1_000_000_000
 _TIME_AT: Final = 6
 """Where a job's bytes have its scheduled_time: behind tag and length of schedule, once and scheduled_time itself."""
 
-Pieces = tuple[bytes, bytes, bytes]
-"""What is before the time, between time and body, and behind the body."""
+
+@lru_cache(4_096)
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first, the top bit says that more follow."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
+
+
+class Form(NamedTuple):
+    """The bytes of a job around its time and body. `target_bytes` counts neither the body nor its length."""
+
+    head: bytes
+    before: bytes
+    target_bytes: int
+    middle: bytes
+    tail: bytes
+
+    def join(self, time: bytes, body: bytes) -> bytes:
+        """The job with another time, of as many bytes, and another body, which is empty only if it was."""
+        head, before, target_bytes, middle, tail = self
+        length = _varint(len(body)) if body else b""
+        target = _varint(target_bytes + len(length) + len(body))
+        return b"".join((head, time, before, target, middle, length, body, tail))
 
 
 class Shape(NamedTuple):
-    """A job that was found right: the pieces of its stored form, and what else is prepared of it."""
+    """A job that was found right: its form as sent and as stored, and what else is prepared of it."""
 
-    stored: Pieces
+    sent: Form
+    stored: Form
     labels: str
     past_ok: bool
+
+
+Clue = tuple[bytes, bytes, bytes]
+"""What a shape is looked up by: bytes that jobs of one shape share, mostly."""
 
 
 class Key(NamedTuple):
     """A job that could have a shape, and was not seen before."""
 
-    pieces: Pieces
+    clue: Clue
     sent: bytes
 
 
@@ -59,56 +87,86 @@ class Shapes:
 
     def __init__(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
-        self._known: dict[Pieces, Shape] = {}
+        self._known: dict[Clue, Shape] = {}
 
     def look(self, job: job_pb2.Job) -> Prepared | Key | None:
-        """The job prepared, if its shape is known; else a key to remember it by, or None if it can't have one.
-
-        The job itself is not changed.
-        """
+        """The job prepared, if its shape is known; else a key to remember it by, or None if it can't have one."""
         sent = job.SerializeToString(deterministic=True)
         body = job.http_target.body
         if len(sent) <= _TIME_AT or len(body) > self._body_bytes_max:
             return None
-        pieces = _cut(sent, body)
-        shape = self._known.get(pieces)
+        clue = _clue(sent, body)
+        shape = self._known.get(clue)
         if shape is None:
-            return Key(pieces, sent) if _may_have_shape(job) else None
-        time = job.schedule.once.scheduled_time
-        seconds, nanos = time.seconds, time.nanos
+            return Key(clue, sent) if _may_have_shape(job) else None
+        form, stored, labels, past_ok = shape
+        time = sent[_TIME_AT : _TIME_AT + sent[_TIME_AT - 1]]
+        if form.join(time, body) != sent:
+            return None
+        when = job.schedule.once.scheduled_time
+        seconds, nanos = when.seconds, when.nanos
         if not (0 <= seconds <= SECONDS_MAX and 0 <= nanos < _NANOS):
             return None
+        time_ms = seconds * 1_000 - -nanos // NANOS_PER_MS
         if nanos % NANOS_PER_MS:
-            time_ms = seconds * 1_000 - -nanos // NANOS_PER_MS
-            stamp = _stamp(time_ms)
-            if len(stamp) != sent[_TIME_AT - 1]:
-                return None  # rounded up, it takes another number of bytes: its pieces are others
-        else:
-            time_ms = seconds * 1_000 + nanos // NANOS_PER_MS
-            stamp = sent[_TIME_AT : _TIME_AT + sent[_TIME_AT - 1]]
-        (head, middle, tail), labels, past_ok = shape
-        spec = b"".join((head, stamp, middle, body, tail))
+            rounded = _stamp(time_ms)
+            if len(rounded) != len(time):
+                return None
+            time = rounded
         digest = blake2b(sent, digest_size=DIGEST_BYTES).digest()
+        spec = stored.join(time, body)
         return Prepared(spec, digest, InstantPlan(time_ms), True, 0, labels, past_ok)
 
     def remember(self, key: Key, prepared: Prepared) -> None:
         """The job of this key was examined, and found to be `prepared`."""
-        whole = prepared.digest == digest_of(key.sent)
-        if not whole or sum(map(len, key.pieces)) > SHAPE_BYTES_MAX:
+        if prepared.digest != digest_of(key.sent):
+            return  # something was cleared away first
+        sent, stored = form_of(key.sent), form_of(prepared.spec)
+        if sent is None or stored is None or sent.head[-1:] != stored.head[-1:]:
             return
-        as_sent, stored = _cut_checked(key.sent), _cut_checked(prepared.spec)
-        if as_sent != key.pieces or stored is None:
-            return
-        if key.sent[_TIME_AT - 1] != prepared.spec[_TIME_AT - 1]:
+        if len(sent.middle) + len(sent.tail) > SHAPE_BYTES_MAX:
             return
         if len(self._known) >= SHAPES_MAX:
             self._known.clear()
-        self._known[key.pieces] = Shape(stored, prepared.labels, prepared.past_ok)
+        self._known[key.clue] = Shape(sent, stored, prepared.labels, prepared.past_ok)
 
 
 def digest_of(sent: bytes) -> bytes:
     """What tells whether two creates are the same."""
     return blake2b(sent, digest_size=DIGEST_BYTES).digest()
+
+
+def form_of(data: bytes) -> Form | None:
+    """The form of a serialised one-off with an HTTP target; None if it does not hold for other times and bodies."""
+    job = parse_spec(data)
+    body, time = job.http_target.body, job.schedule.once.scheduled_time
+    stamp = time.SerializeToString()
+    target_bytes = job.http_target.ByteSize()
+    length = _varint(len(body)) if body else b""
+    at = data.find(body, _TIME_AT + len(stamp)) if body else len(data)
+    target_at = 2 + data[1] + 1
+    form = Form(
+        data[:_TIME_AT],
+        data[_TIME_AT + len(stamp) : target_at],
+        target_bytes - len(length) - len(body),
+        data[target_at + len(_varint(target_bytes)) : at - len(length)],
+        data[at + len(body) :],
+    )
+    if form.join(stamp, body) != data:
+        return None
+    time.seconds ^= 1
+    job.http_target.body = body and bytes(byte ^ 0xFF for byte in body) + bytes(200)
+    holds = form.join(time.SerializeToString(), job.http_target.body) == encode_spec(job)
+    return form if holds else None
+
+
+def _clue(sent: bytes, body: bytes) -> Clue:
+    """The length of the body is cut off, and the three bytes where the length of the target begins."""
+    if not body:
+        return sent[:_TIME_AT], sent[sent[1] + 6 :], b""
+    at = sent.find(body, _TIME_AT)
+    middle = sent[sent[1] + 6 : max(at - len(_varint(len(body))), 0)]
+    return sent[:_TIME_AT], middle, sent[at + len(body) :]
 
 
 def _may_have_shape(job: job_pb2.Job) -> bool:
@@ -123,23 +181,3 @@ def _may_have_shape(job: job_pb2.Job) -> bool:
 def _stamp(time_ms: int) -> bytes:
     seconds, ms = divmod(time_ms, 1_000)
     return Timestamp(seconds=seconds, nanos=ms * NANOS_PER_MS).SerializeToString()
-
-
-def _cut(data: bytes, body: bytes) -> Pieces:
-    """The pieces of a serialised job, if it is as it is thought to be."""
-    time_end = _TIME_AT + data[_TIME_AT - 1]
-    at = data.find(body, time_end) if body else len(data)
-    return data[:_TIME_AT], data[time_end:at], data[at + len(body) :]
-
-
-def _cut_checked(data: bytes) -> Pieces | None:
-    """The pieces, if time and body lie where they were cut: tried out with others of the same lengths."""
-    job = parse_spec(data)
-    time = job.schedule.once.scheduled_time
-    head, middle, tail = _cut(data, job.http_target.body)
-    time.seconds ^= 1
-    other_body = bytes(byte ^ 0xFF for byte in job.http_target.body)
-    if other_body:
-        job.http_target.body = other_body
-    spliced = b"".join((head, time.SerializeToString(), middle, other_body, tail))
-    return (head, middle, tail) if spliced == encode_spec(job) else None

@@ -32,7 +32,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
-from tickwheel.server.model import JobRow, Ms, Row
+from tickwheel.server.model import JobParts, JobRow, Ms, Row
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -120,7 +120,7 @@ class Changes(Protocol):
     """What `table` collected since the last flush. A row in `ended` leaves `live`; one in both is live."""
 
     @property
-    def jobs(self) -> Mapping[Row, JobRow]:
+    def jobs(self) -> Mapping[Row, JobParts]:
         """Jobs to write whole."""
         ...
 
@@ -258,7 +258,7 @@ class ShardStore:
         known = [row for row in changes.jobs if row <= self._top_row]
         tally = _tally(db, [*known, *changes.statuses, *changes.drops], -1)
         _PUT_JOB.run(db, self._job_values(db, changes.jobs))
-        _PUT_SPEC.run(db, [(row, job.spec) for row, job in changes.jobs.items()])
+        _PUT_SPEC.run(db, [(row, spec) for row, (_, _, _, spec, _, _) in changes.jobs.items()])
         _SET_STATUS.run(
             db, [_status_values(row, status) for row, status in changes.statuses.items()]
         )
@@ -270,7 +270,7 @@ class ShardStore:
         _ADD_TALLY.run(db, [(*group, number) for group, number in tally.items() if number])
 
     def _job_values(
-        self, db: sqlite3.Connection, jobs: Mapping[Row, JobRow]
+        self, db: sqlite3.Connection, jobs: Mapping[Row, JobParts]
     ) -> list[tuple[sqlite.Value, ...]]:
         """What is written of each job beside its spec: one loop, for it holds the interpreter that the node runs on."""
         values: list[tuple[sqlite.Value, ...]] = []

@@ -26,6 +26,7 @@ from tickwheel.server.model import (
     Execution,
     ExecutionKind,
     ExecutionState,
+    JobParts,
     JobRow,
     JobState,
     Ms,
@@ -256,7 +257,8 @@ def weigh(changes: Changes) -> int:
     return small + dropped + sum(weigh_job(job) for job in changes.jobs.values())
 
 
-def weigh_job(job: JobRow) -> int:
+def weigh_job(parts: JobParts) -> int:
+    job = JobRow(*parts)
     return len(job.spec) + len(job.status) + len(job.name) + len(job.labels) + JOB_OVERHEAD_BYTES
 
 

@@ -80,7 +80,7 @@ class DictStore:
             raise StoreFailed("no space left", reason="STORE_FULL")
         now = self._now
         now.ended.update(changes.ended)
-        now.jobs.update(changes.jobs)
+        now.jobs.update({row: JobRow(*job) for row, job in changes.jobs.items()})
         for row, status in changes.statuses.items():
             if row in now.jobs:
                 now.jobs[row] = now.jobs[row]._replace(status=status)

@@ -1,7 +1,10 @@
 """Jobs as they are sent → what the scheduler takes: defaults, rounding, digests, merging; and the stored form, read back."""
 
+import resource
+import sys
 from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 from tests.bad_input import good_job
@@ -29,7 +32,7 @@ from tickwheel.server.model import (
     Window,
 )
 from tickwheel.server.spec import decode_spec, parse_spec
-from tickwheel.v1 import job_pb2, schedule_pb2
+from tickwheel.v1 import job_pb2, job_service_pb2, schedule_pb2
 
 NOW = 1_800_000_000_000
 TIME = 4_000_000_000_000
@@ -405,3 +408,44 @@ def test_a_star_stands_alone() -> None:
 def test_what_a_merge_makes_is_checked() -> None:
     with pytest.raises(InvalidArgument, match=r"job\.schedule"):
         merged(job_pb2.Job(), "schedule")
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def resident_bytes() -> int:
+    """Of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_bodies_of_jobs_of_one_shape_do_not_pile_up() -> None:
+    """200 MB of bodies go through one shape. A message keeps all that was ever put into it."""
+    known, body = converter(), b"x" * 200_000
+    for _ in range(20):
+        known.prepare(with_body(body), NOW)
+    before = resident_bytes()
+    specs = {len(known.prepare(with_body(body), NOW).spec) for _ in range(1_000)}
+    assert specs == {len(converter().prepare(with_body(body), NOW).spec)}
+    assert resident_bytes() - before < 20_000_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_shape_does_not_hold_the_request_it_came_with() -> None:
+    """A hundred batches of 2 MB bring a new shape each."""
+    known = converter()
+    before = resident_bytes()
+    for number in range(100):
+        batch = job_service_pb2.BatchCreateJobsRequest()
+        for _ in range(10):
+            batch.requests.add().job.CopyFrom(with_body(b"x" * 200_000))
+        job = batch.requests[0].job
+        job.http_target.url = f"https://example.com/{number}"
+        known.prepare(job, NOW)
+    assert resident_bytes() - before < 60_000_000
+
+
+def with_body(body: bytes) -> job_pb2.Job:
+    job = good_job()
+    job.http_target.body = body
+    return job

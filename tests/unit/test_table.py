@@ -176,13 +176,26 @@ def test_the_frozen_set_is_never_changed(table: Table) -> None:
     assert frozen.live == {9: b"x"}
 
 
+def test_a_completed_job_leaves_the_cache(table: Table) -> None:
+    table.admit([(1, job()), (2, job("b"))], [])
+    weight = table._cache_bytes
+    done = codec.encode_status(Status(JobState.COMPLETED, 1, 1, 1, 0, 9_000))
+    table.put_status(1, done)
+    table.put_status(2, status(5))
+    assert isinstance(table.job(1), JobRow)
+    flushed(table)
+    assert table.job(1) is UNKNOWN
+    assert table.job(2) == job("b")._replace(status=status(5))
+    assert 0 < table._cache_bytes < weight
+
+
 def test_a_row_is_in_one_place_of_a_set(table: Table) -> None:
     active = table.active
     table.put_status(1, status(5))
     table.put_job(1, job())
     assert (1 in active.jobs, 1 in active.statuses) == (True, False)
     table.put_status(1, status(6))
-    assert (active.jobs[1].status, active.statuses) == (status(6), {})
+    assert (JobRow(*active.jobs[1]).status, active.statuses) == (status(6), {})
     table.drop_job(1, "acme", "a")
     assert (active.jobs, active.statuses, active.drops) == ({}, {}, {1})
     table.put_status(2, status(6))
