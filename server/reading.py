@@ -56,7 +56,7 @@ class Found:
 def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     """Fill `rows` from the table; return what only the store can tell."""
     wants = Wants()
-    starting = {command.execution_row for command in commands if type(command) is Due}
+    starting: set[Row] | None = None
     for command in commands:
         if isinstance(command, Create):
             if not command.fresh:
@@ -66,6 +66,8 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
             if isinstance(command, Abandon):
                 _want_live(table, command.execution_row, rows, wants)
         elif isinstance(command, Ended):
+            if starting is None:
+                starting = {other.execution_row for other in commands if isinstance(other, Due)}
             _want_ended(table, command, rows, wants, starting)
         else:
             row = _want_name(table, (command.namespace, command.name), rows, wants)

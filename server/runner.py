@@ -300,7 +300,7 @@ class Runner:
             if work.effects is not None:
                 table = work.slot.shard.table
                 before_bytes = table.bytes_held
-                work.slot.shard.settle(work.commands, work.effects)
+                work.slot.shard.settle(work.commands[: work.leader_count], work.effects)
                 work.slot.applied = work.slot.index
                 for _, data in work.effects.ended:
                     job_row, state, *_ = codec.execution_columns(data)

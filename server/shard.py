@@ -119,7 +119,10 @@ class Shard:
         return Batch(effects, replies)
 
     def settle(self, commands: Sequence[Command], effects: Effects) -> None:
-        """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile."""
+        """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile.
+
+        Of its commands only the leader's own are asked for: with them ends what `fire` began.
+        """
         held, self.held = self.held, set()
         for command in commands:
             if isinstance(command, Ended):
