@@ -85,7 +85,7 @@ def decode_status(data: bytes) -> Status:
 
 def status_columns(data: bytes) -> tuple[int, int, int, int, int, int, int]:
     """(state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms): what the store indexes and filters."""
-    return _COLUMNS.unpack_from(data)  # type: ignore[return-value]  # the seven of its format
+    return _COLUMNS.unpack_from(data)
 
 
 def status_due_ms(data: bytes) -> int:
