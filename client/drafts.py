@@ -7,7 +7,8 @@ the field. Only what cannot be put into a message is refused here, as `InvalidAr
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any, Final, Literal, TypedDict
@@ -270,7 +271,7 @@ def _fill_dst(kind: schedule_pb2.Once | schedule_pb2.Cron, options: ScheduleOpti
         )
 
 
-def _only(options: ScheduleOptions, kind: str, fitting: Set[str]) -> None:
+def _only(options: ScheduleOptions, kind: str, fitting: AbstractSet[str]) -> None:
     strange = _SCHEDULE_KEYS & options.keys() - fitting - {kind}
     if strange:
         raise ValueError(f"{min(strange)} does not go with {kind}")

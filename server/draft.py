@@ -9,7 +9,7 @@ Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chan
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
@@ -18,14 +18,21 @@ from tickwheel.server.fire import Fire
 from tickwheel.server.model import Effects, Execution, ExecutionKind, JobRow, Ms, Row, Status
 
 
-@dataclass(slots=True)
 class Rows:
     """What a batch needs to know, as it was applied when the batch began. 0 and None say: known not to exist."""
 
-    names: dict[tuple[str, str], Row] = field(default_factory=dict[tuple[str, str], Row])
-    jobs: dict[Row, JobRow | None] = field(default_factory=dict[Row, JobRow | None])
-    live: dict[Row, bytes | None] = field(default_factory=dict[Row, bytes | None])
-    statuses: dict[Row, bytes] = field(default_factory=dict[Row, bytes])
+    __slots__ = ("jobs", "live", "names", "statuses")
+
+    def __init__(
+        self,
+        names: dict[tuple[str, str], Row] | None = None,
+        jobs: dict[Row, JobRow | None] | None = None,
+        live: dict[Row, bytes | None] | None = None,
+    ) -> None:
+        self.names = {} if names is None else names
+        self.jobs = {} if jobs is None else jobs
+        self.live = {} if live is None else live
+        self.statuses: dict[Row, bytes] = {}
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ Must never import: any driver, `store`; no I/O, no clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tickwheel.server.codec import decode_status
 from tickwheel.server.command import (
@@ -32,13 +32,15 @@ _OF_A_ROW = (Due, Expire, Abandon)
 _OF_LIVE = (Cancel, Delete, Resume, Update)
 
 
-@dataclass(slots=True)
 class Wants:
     """What must be read from the store."""
 
-    names: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    jobs: list[Row] = field(default_factory=list[Row])
-    live: list[Row] = field(default_factory=list[Row])
+    __slots__ = ("jobs", "live", "names")
+
+    def __init__(self) -> None:
+        self.names: list[tuple[str, str]] = []
+        self.jobs: list[Row] = []
+        self.live: list[Row] = []
 
     def __bool__(self) -> bool:
         return bool(self.names or self.jobs or self.live)

@@ -77,18 +77,28 @@ class Slot:
         return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
 
 
-@dataclass(slots=True)
 class Work:
     """One shard's part of a group. `read` says that `rows` holds all that the commands want to know."""
 
-    slot: Slot
-    commands: list[Command]
-    tickets: list[tuple[Ticket, int]]
-    leader_count: int
-    rows: Rows = field(default_factory=Rows)
-    read: bool = False
-    effects: Effects | None = None
-    replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+    __slots__ = (
+        "commands", "effects", "leader_count", "read", "replies", "rows", "slot", "tickets"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        slot: Slot,
+        commands: list[Command],
+        tickets: list[tuple[Ticket, int]],
+        leader_count: int,
+    ) -> None:
+        self.slot = slot
+        self.commands = commands
+        self.tickets = tickets
+        self.leader_count = leader_count
+        self.rows = Rows()
+        self.read = False
+        self.effects: Effects | None = None
+        self.replies: list[Reply | TickwheelError] = []
 
     def join_leading(self) -> None:
         """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
