@@ -69,7 +69,9 @@ def new_job(
     url: str, *, job_id: str = "", request_id: str = "", **options: Unpack[JobOptions]
 ) -> pb.CreateJobRequest:
     """What `create` would send, for `load`. InvalidArgument names the option that cannot be meant."""
-    return request_of(drafts.draft(url, options), job_id, request_id)
+    request = pb.CreateJobRequest(job_id=job_id, request_id=request_id or new_request_id())
+    drafts.fill_draft(request.job, url, options)
+    return request
 
 
 def request_of(job: Job, job_id: str, request_id: str) -> pb.CreateJobRequest:
@@ -130,9 +132,9 @@ class AsyncClient:
         Repeating it with the same `request_id` or `job_id` and the same content gives the same job; other content is
         AlreadyExists.
         """
-        return await self.create_job(
-            drafts.draft(url, options), job_id=job_id, request_id=request_id, timeout_s=timeout_s
-        )
+        request = new_job(url, job_id=job_id, request_id=request_id, **options)
+        async with self._room:
+            return await self._queue(request, timeout_s)
 
     async def create_job(
         self, job: Job, *, job_id: str = "", request_id: str = "", timeout_s: float | None = None

@@ -4,7 +4,7 @@ Names: `nightly` means `namespaces/{namespace}/jobs/nightly`; a whole name is ta
 """
 
 import asyncio
-import uuid
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -101,8 +101,8 @@ class Core:
 
 
 def new_request_id() -> str:
-    """What makes a request safe to repeat."""
-    return uuid.uuid4().hex
+    """What makes a request safe to repeat: 128 bits of the system's chance, for the library's own survives no fork."""
+    return os.urandom(16).hex()
 
 
 async def items_of(pages: AsyncIterator[Page[Item]]) -> AsyncIterator[Item]:

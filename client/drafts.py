@@ -8,6 +8,7 @@ the field. Only what cannot be put into a message is refused here, as `InvalidAr
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any, Final, Literal, TypedDict
@@ -120,6 +121,11 @@ class UpdateOptions(JobOptions, total=False):
 
 _KINDS: Final = ("at", "delay", "cron", "every")
 _SCHEDULE_KEYS: Final = frozenset(ScheduleOptions.__annotations__)
+_COMMON_KEYS: Final = _SCHEDULE_KEYS | {"body"}
+"""What most jobs have: with nothing else there are no rarer options to look for."""
+_WITH_CIVIL: Final = frozenset(("time_zone", "dst_gap", "dst_overlap", "past"))
+_WITH_CRON: Final = frozenset(("time_zone", "seconds", "dst_gap", "dst_overlap"))
+_WITH_EVERY: Final = frozenset(("anchor",))
 _PATHS: Final = {
     "start": "window.start_time",
     "end": "window.end_time",
@@ -139,13 +145,21 @@ _PATHS: Final = {
 def draft(url: str, options: JobOptions) -> job_pb2.Job:
     """The job that `create` sends. InvalidArgument names the option that cannot be meant."""
     job = job_pb2.Job()
+    fill_draft(job, url, options)
+    return job
+
+
+def fill_draft(job: job_pb2.Job, url: str, options: JobOptions) -> None:
+    """Make an empty message the job that `create` sends. InvalidArgument names the option that cannot be meant."""
     try:
         fill_schedule(job.schedule, options)
         job.http_target.url = url
-        _fill(job, options)
+        if options.keys() <= _COMMON_KEYS:
+            _fill_body(job.http_target, options.get("body", b""))
+        else:
+            _fill(job, options)
     except (ValueError, TypeError) as error:
         raise refused(str(error)) from error
-    return job
 
 
 def change(name: str, options: UpdateOptions) -> tuple[job_pb2.Job, FieldMask]:
@@ -210,11 +224,7 @@ def fill_schedule(schedule: schedule_pb2.Schedule, options: ScheduleOptions) -> 
 
 
 def _fill_once(once: schedule_pb2.Once, options: ScheduleOptions) -> None:
-    _only(
-        options,
-        "at" if "at" in options else "delay",
-        {"time_zone", "dst_gap", "dst_overlap", "past"},
-    )
+    _only(options, "at" if "at" in options else "delay", _WITH_CIVIL)
     if "delay" in options:
         once.delay.CopyFrom(to_duration(options["delay"]))
     if "at" in options:
@@ -237,7 +247,7 @@ def _fill_at(once: schedule_pb2.Once, at: datetime | str, time_zone: str) -> Non
 
 
 def _fill_cron(cron: schedule_pb2.Cron, options: ScheduleOptions) -> None:
-    _only(options, "cron", {"time_zone", "seconds", "dst_gap", "dst_overlap"})
+    _only(options, "cron", _WITH_CRON)
     cron.expression = options.get("cron", "")
     cron.time_zone = options.get("time_zone", "")
     if options.get("seconds", False):
@@ -246,7 +256,7 @@ def _fill_cron(cron: schedule_pb2.Cron, options: ScheduleOptions) -> None:
 
 
 def _fill_every(every: schedule_pb2.Every, options: ScheduleOptions) -> None:
-    _only(options, "every", {"anchor"})
+    _only(options, "every", _WITH_EVERY)
     every.period.CopyFrom(to_duration(options.get("every", "")))
     if "anchor" in options:
         every.anchor_time.CopyFrom(to_timestamp(options["anchor"]))
@@ -261,10 +271,10 @@ def _fill_dst(kind: schedule_pb2.Once | schedule_pb2.Cron, options: ScheduleOpti
         )
 
 
-def _only(options: ScheduleOptions, kind: str, fitting: set[str]) -> None:
-    strange = sorted((_SCHEDULE_KEYS & set(options)) - fitting - {kind})
+def _only(options: ScheduleOptions, kind: str, fitting: AbstractSet[str]) -> None:
+    strange = _SCHEDULE_KEYS & options.keys() - fitting - {kind}
     if strange:
-        raise ValueError(f"{strange[0]} does not go with {kind}")
+        raise ValueError(f"{min(strange)} does not go with {kind}")
 
 
 def _fill(job: job_pb2.Job, options: JobOptions, *, target: bool = True) -> None:

@@ -4,8 +4,10 @@
     create ─┼─► waiting ──────┼─ call 2                               ├─► each create its own result or error
     create ─┘   (in order)    └─ … at most 4 under way ───────────────┘
 
-No timer: a create that finds a free call leaves at once, with those that came in the same turn of the loop; while
-all calls are under way the others wait, so batches grow with load. A create whose item failed in a way that a repeat
+While no call is under way a create leaves at once, with those that came in the same turn of the loop. A further call
+leaves when at least half as many wait as are under way: one beside one, but not two beside 60, for a call costs both
+sides as much as ten creates. The others wait for an answer, 20 ms at most while a call is free, so batches grow with
+load. A create whose item failed in a way that a repeat
 mends goes back into the queue until its deadline; its request_id makes that safe.
 
 Runs on one event loop. `put` alone may be called from other threads, through `put_threadsafe`.
@@ -15,6 +17,7 @@ import asyncio
 import concurrent.futures
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tickwheel.client.channel import Links, may_repeat
@@ -29,6 +32,10 @@ from tickwheel.client.values import JobHandle, handle_of
 from tickwheel.v1 import job_service_pb2 as pb
 
 CALLS_MAX: Final = 4
+WORTH_A_CALL: Final = 0.5
+"""Creates that wait, in proportion to those under way: with fewer no further call leaves yet."""
+HELD_BACK_S_MAX: Final = 0.02
+"""How long they wait for more of them at most, while a call is free."""
 BATCH_JOBS_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 1024 * 1024
 
@@ -62,6 +69,9 @@ class Gatherer:
         self._loop = loop
         self._waiting: deque[Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._carried = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self._impatient = False
         self._pausing: dict[int, Waiting] = {}
         self._woken = False
 
@@ -82,16 +92,35 @@ class Gatherer:
     def _send(self) -> None:
         self._woken = False
         while self._waiting and len(self._calls) < CALLS_MAX:
-            batch = self._take()
-            if batch:
-                call = self._loop.create_task(self._carry(batch))
-                self._calls.add(call)
-                call.add_done_callback(self._ended)
+            worth = min(self._carried * WORTH_A_CALL, BATCH_JOBS_MAX)
+            if len(self._waiting) < worth and not self._impatient:
+                self._held_back()
+                return
+            self._start(self._take())
 
-    def _ended(self, call: asyncio.Task[None]) -> None:
+    def _start(self, batch: list[Waiting]) -> None:
+        if not batch:
+            return
+        self._carried += len(batch)
+        call = self._loop.create_task(self._carry(batch))
+        self._calls.add(call)
+        call.add_done_callback(partial(self._ended, count=len(batch)))
+
+    def _ended(self, call: asyncio.Task[None], *, count: int) -> None:
         self._calls.discard(call)
+        self._carried -= count
         if self._waiting:
             self._send()
+
+    def _held_back(self) -> None:
+        """Too few wait for a call of their own: they are not to wait long for one that takes long."""
+        if self._patience is None:
+            self._patience = self._loop.call_later(HELD_BACK_S_MAX, self._run_out)
+
+    def _run_out(self) -> None:
+        self._patience, self._impatient = None, True
+        self._send()
+        self._impatient = False
 
     def _take(self) -> list[Waiting]:
         """The oldest creates that fit into one call; those whose time is over are refused on the way."""
@@ -170,6 +199,8 @@ class Gatherer:
 
     async def close(self) -> None:
         """End the calls under way; every create that still waits is refused."""
+        if self._patience is not None:
+            self._patience.cancel()
         calls = list(self._calls)
         for call in calls:
             call.cancel()

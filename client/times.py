@@ -67,14 +67,14 @@ def to_timestamp(moment: datetime) -> Timestamp:
         raise ValueError(
             f"{moment.isoformat()} has no zone; write datetime(..., tzinfo=...) or give time_zone"
         )
-    micros = (moment - _EPOCH) // _MICROSECOND
-    seconds, rest = divmod(micros, _SECOND_US)
-    return Timestamp(seconds=seconds, nanos=rest * 1_000)
+    since = moment - _EPOCH
+    seconds = since.days * 86_400 + since.seconds
+    return Timestamp(seconds=seconds, nanos=since.microseconds * 1_000)
 
 
 def from_timestamp(stamp: Timestamp) -> datetime:
     """A message as an instant in UTC."""
-    return datetime.fromtimestamp(stamp.seconds, UTC).replace(microsecond=stamp.nanos // 1_000)
+    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1_000)
 
 
 def civil(moment: datetime) -> str:

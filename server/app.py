@@ -74,6 +74,11 @@ GC_THRESHOLDS = (5_000, 50, 100)
 The older ones are seldom looked at again: what the table keeps the collector does not follow (`model.JobParts`), and
 nothing else here lives long, but what `gc.freeze` sets aside at the start."""
 
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread that wants the interpreter waits while another computes. The store's threads ask for it with each
+statement, and 64 shards are 64 statements: at the default of 5 ms a busy loop made a batch wait a third of a second
+for the names that it reads; and the loop itself waits for them no longer than this."""
+
 
 class App:
     """One process: a node, its doors, and their order."""
@@ -98,6 +103,7 @@ class App:
         """Bring everything up; returns when the node serves and fires. Raises Fatal, OSError, FailedPrecondition."""
         config = self._config
         gc.set_threshold(*GC_THRESHOLDS)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         _raise_file_limit()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, "resolver"))

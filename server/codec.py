@@ -91,10 +91,7 @@ def decode_status(data: bytes) -> Status:
 
 def status_columns(data: bytes) -> tuple[int, int, int, int, int, int, int]:
     """(state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms): what the store indexes and filters."""
-    state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms = _COLUMNS.unpack_from(
-        data
-    )
-    return state, last_outcome, generation, next_ms, due_ms, create_ms, update_ms
+    return _COLUMNS.unpack_from(data)
 
 
 def status_due_ms(data: bytes) -> int:

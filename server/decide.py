@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 from tickwheel.server import progress, schedule
+from tickwheel.server.codec import encode_status
 from tickwheel.server.command import (
     Abandon,
     Cancel,
@@ -86,43 +87,32 @@ REQUESTS_MAX = 64
 
 def decide(draft: Draft, commands: Sequence[Command]) -> list[Reply | TickwheelError]:
     """Run the commands in order over the draft. One answer each; an error instance stands for a refusal."""
-    return [_decide_one(draft, command) for command in commands]
-
-
-def _decide_one(draft: Draft, command: Command) -> Reply | TickwheelError:
-    try:
-        return HANDLERS[type(command)](draft, command)
-    except TickwheelError as error:
-        return error
+    replies: list[Reply | TickwheelError] = []
+    for command in commands:
+        try:
+            replies.append(HANDLERS[type(command)](draft, command))
+        except TickwheelError as error:
+            replies.append(error)
+    return replies
 
 
 def _create(draft: Draft, command: Create) -> JobView:
-    prepared = command.prepared
-    row = 0 if command.fresh else draft.find(command.namespace, command.name)
+    namespace, name, prepared, fresh, validate_only, moved = command
+    row = 0 if fresh else draft.find(namespace, name)
     if row:
         return _created_before(draft, row, command)
-    if command.moved is None:
-        uid = (draft.now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
-        status = _new_status(draft, command, uid)
+    if moved is not None:
+        uid, status = moved.uid, _moved_status(draft, prepared, moved)
     else:
-        uid = command.moved.uid
-        status = _moved_status(draft, prepared, command.moved)
-    job = JobRow(command.namespace, command.name, uid, prepared.spec, b"", prepared.labels)
-    if command.validate_only:
-        return JobView(0, job, status)
-    row = draft.new_row()
-    draft.put_job(row, job, status)
-    return JobView(row, job, status)
-
-
-def _new_status(draft: Draft, command: Create, uid: bytes) -> Status:
-    first_ms = _first_occurrence(draft, command)
-    due_ms = first_ms
-    if command.prepared.jitter_ms:
-        due_ms += schedule.jitter(uid, first_ms, command.prepared.jitter_ms)
-    return Status(
-        JobState.SCHEDULED, 1, draft.now_ms, draft.now_ms, first_ms, due_ms, origin=command.origin
-    )
+        now_ms = draft.now_ms
+        uid = (now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
+        first_ms = due_ms = _first_occurrence(now_ms, prepared)
+        if prepared.jitter_ms:
+            due_ms += schedule.jitter(uid, first_ms, prepared.jitter_ms)
+        origin = prepared.digest
+        status = Status(JobState.SCHEDULED, 1, now_ms, now_ms, first_ms, due_ms, origin=origin)
+    job = JobRow(namespace, name, uid, prepared.spec, encode_status(status), prepared.labels)
+    return JobView(0 if validate_only else draft.create(job), job, status)
 
 
 def _moved_status(draft: Draft, prepared: Prepared, moved: Moved) -> Status:
@@ -148,30 +138,16 @@ def _created_before(draft: Draft, row: Row, command: Create) -> JobView:
     return view_of(draft, row, job, status)
 
 
-def _first_occurrence(draft: Draft, command: Create) -> Ms:
-    prepared = command.prepared
-    first_ms = prepared.plan.next_after(0 if prepared.once else draft.now_ms)
+def _first_occurrence(now_ms: Ms, prepared: Prepared) -> Ms:
+    once = prepared.once
+    first_ms = prepared.plan.next_after(0 if once else now_ms)
     if first_ms is None:
-        raise InvalidArgument.of(
-            [
-                Violation(
-                    "job.schedule",
-                    "no occurrence lies ahead; check end_time and excluded_times",
-                    "NEVER_FIRES",
-                )
-            ]
-        )
-    if prepared.once and not prepared.past_ok and first_ms < draft.now_ms - PAST_GRACE_MS:
-        late_s = (draft.now_ms - first_ms) // 1000
-        raise InvalidArgument.of(
-            [
-                Violation(
-                    "job.schedule.once",
-                    f"its time passed {late_s} s ago; give a later time, or say past_policy = FIRE_NOW",
-                    "PAST_TIME",
-                )
-            ]
-        )
+        text = "no occurrence lies ahead; check end_time and excluded_times"
+        raise InvalidArgument.of([Violation("job.schedule", text, "NEVER_FIRES")])
+    if once and first_ms < now_ms - PAST_GRACE_MS and not prepared.past_ok:
+        late_s = (now_ms - first_ms) // 1000
+        text = f"its time passed {late_s} s ago; give a later time, or say past_policy = FIRE_NOW"
+        raise InvalidArgument.of([Violation("job.schedule.once", text, "PAST_TIME")])
     return first_ms
 
 

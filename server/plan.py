@@ -230,6 +230,27 @@ class OncePlan(Plan):
         return int(self._at_ms is not None and after_ms < self._at_ms <= until_ms)
 
 
+class InstantPlan:
+    """A one-off at an instant, in no window: what most plans are, and one is made for each job of a bulk load."""
+
+    __slots__ = ("_time_ms",)
+
+    def __init__(self, time_ms: Ms) -> None:
+        self._time_ms = time_ms
+
+    def next_after(self, ms: Ms, /) -> Ms | None:
+        """As `Plan.next_after`."""
+        return self._time_ms if self._time_ms > ms else None
+
+    def prev_at_or_before(self, ms: Ms, /) -> Ms | None:
+        """As `Plan.prev_at_or_before`."""
+        return self._time_ms if self._time_ms <= ms else None
+
+    def count_between(self, after_ms: Ms, until_ms: Ms, limit: int, /) -> int:
+        """As `Plan.count_between`."""
+        return min(int(after_ms < self._time_ms <= until_ms), limit)
+
+
 class EveryPlan(Plan):
     """anchor + k x period. Excluded dates are UTC days."""
 

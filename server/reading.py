@@ -8,7 +8,7 @@ Must never import: any driver, `store`; no I/O, no clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tickwheel.server.codec import decode_status
 from tickwheel.server.command import (
@@ -32,13 +32,15 @@ _OF_A_ROW = (Due, Expire, Abandon)
 _OF_LIVE = (Cancel, Delete, Resume, Update)
 
 
-@dataclass(slots=True)
 class Wants:
     """What must be read from the store."""
 
-    names: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    jobs: list[Row] = field(default_factory=list[Row])
-    live: list[Row] = field(default_factory=list[Row])
+    __slots__ = ("jobs", "live", "names")
+
+    def __init__(self) -> None:
+        self.names: list[tuple[str, str]] = []
+        self.jobs: list[Row] = []
+        self.live: list[Row] = []
 
     def __bool__(self) -> bool:
         return bool(self.names or self.jobs or self.live)
@@ -56,7 +58,7 @@ class Found:
 def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     """Fill `rows` from the table; return what only the store can tell."""
     wants = Wants()
-    starting = {command.execution_row for command in commands if isinstance(command, Due)}
+    starting: set[Row] | None = None
     for command in commands:
         if isinstance(command, Create):
             if not command.fresh:
@@ -66,6 +68,8 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
             if isinstance(command, Abandon):
                 _want_live(table, command.execution_row, rows, wants)
         elif isinstance(command, Ended):
+            if starting is None:
+                starting = {other.execution_row for other in commands if isinstance(other, Due)}
             _want_ended(table, command, rows, wants, starting)
         else:
             row = _want_name(table, (command.namespace, command.name), rows, wants)
@@ -75,8 +79,11 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     return wants
 
 
-def merge(rows: Rows, wants: Wants, found: Found) -> None:
-    """Put the store's answer into `rows`; a status that the table already knew stands."""
+def merge(rows: Rows, wants: Wants, found: Found) -> bool:
+    """Put the store's answer into `rows`; a status that the table already knew stands.
+
+    True when nothing can follow from it: names were asked for, and none of them is there.
+    """
     for key in wants.names:
         rows.names[key] = found.names.get(key, 0)
     for row in wants.jobs:
@@ -85,11 +92,12 @@ def merge(rows: Rows, wants: Wants, found: Found) -> None:
         rows.jobs[row] = job if job is None or status is None else job._replace(status=status)
     for row in wants.live:
         rows.live[row] = found.live.get(row)
+    return not (found.names or wants.jobs or wants.live)
 
 
 def _want_created(table: Table, command: Create, rows: Rows, wants: Wants) -> None:
     """A create mostly names what does not exist: the commonest case, and the quickest."""
-    key = (command.namespace, command.name)
+    key = command[:2]
     row = rows.names.get(key)
     if row is None:
         row = _want_name(table, key, rows, wants)

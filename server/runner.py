@@ -191,10 +191,12 @@ class Runner:
         self._check_bounds(commands)
         ticket = Ticket(len(commands), self._loop)
         self.waiting_count += len(commands)
+        slots, ready = self.slots, self._ready
         for position, (number, command) in enumerate(commands):
-            slot = self.slots[number]
-            slot.waiting.append((command, ticket, position))
-            self._ready[number] = slot
+            slot = slots[number]
+            slot.waiting.append(command)
+            slot.tickets.append((ticket, position))
+            ready[number] = slot
         self._kick()
         return ticket.future
 
@@ -245,15 +247,13 @@ class Runner:
 
     def _take(self, slot: Slot, room: Room) -> Work:
         leading, slot.leading = split(slot.leading, room.take(slot.leading))
-        offered = [] if slot.paused else slot.waiting[: room.commands]
-        count = room.take([command for command, _, _ in offered])
+        count = 0 if slot.paused else room.take(slot.waiting)
         taken, slot.waiting = split(slot.waiting, count)
-        self.waiting_count -= len(taken)
+        tickets, slot.tickets = split(slot.tickets, count)
+        self.waiting_count -= count
         slot.busy = True
         slot.settled.clear()
-        commands: list[Command] = [*leading, *(command for command, _, _ in taken)]
-        tickets = [(ticket, at) for _, ticket, at in taken]
-        return Work(slot, slot.shard.epoch, commands, tickets, len(leading))
+        return Work(slot, [*leading, *taken], tickets, len(leading))
 
     # --- the order, spelled once ---
 
@@ -314,9 +314,13 @@ class Runner:
             lacking: list[tuple[Work, Wants]] = []
             for work in group:
                 work.join_leading()
+                if work.read:
+                    continue
                 wants = work.slot.shard.collect(work.commands, work.rows)
                 if wants:
                     lacking.append((work, wants))
+                else:
+                    work.read = True
             if not lacking:
                 return
             thaws = [work.slot.shard.table.thaws for work, _ in lacking]
@@ -326,18 +330,17 @@ class Runner:
                 if work.slot.shard.table.thaws != thawed:
                     work.rows = Rows()
                 else:
-                    merge(work.rows, wants, found)
+                    work.read = merge(work.rows, wants, found)
 
     def _decide(self, group: list[Work]) -> list[Proposal]:
         now_ms = self.clock.now_ms()
         proposals: list[Proposal] = []
+        kinds = Counter(type(command) for work in group for command in work.commands)
+        for kind, count in kinds.items():
+            self._metrics.count_command(kind.__name__, count)
         for work in group:
             shard = work.slot.shard
-            for kind, count in Counter(map(type, work.commands)).items():
-                self._metrics.count_command(kind.__name__, count)
-            work.effects, work.replies, work.ended = shard.decide(
-                work.commands, work.rows, now_ms
-            )
+            work.effects, work.replies, work.ended = shard.decide(work.commands, work.rows, now_ms)
             if work.effects is not None:
                 payload = codec.encode_effects(work.effects)
                 proposals.append(Proposal(shard.number, shard.epoch, payload))
@@ -348,7 +351,7 @@ class Runner:
             if work.effects is not None:
                 table = work.slot.shard.table
                 before_bytes = table.bytes_held
-                work.slot.shard.settle(work.commands, work.effects)
+                work.slot.shard.settle(work.commands[: work.leader_count], work.effects)
                 work.slot.applied = work.slot.index
                 for job_row, state in work.ended:
                     self._metrics.count_ended(_STATE_NAMES[state])
@@ -400,10 +403,11 @@ class Runner:
         if slot is None:
             return
         self._ready.pop(number, None)
-        waiting, slot.waiting = slot.waiting, []
-        self.waiting_count -= len(waiting)
+        tickets, slot.tickets = slot.tickets, []
+        slot.waiting = []
+        self.waiting_count -= len(tickets)
         slot.end()
-        for _, ticket, position in waiting:
+        for ticket, position in tickets:
             ticket.answer(position, leadership_lost())
 
     def _release(self, group: list[Work]) -> None:

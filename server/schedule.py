@@ -25,6 +25,7 @@ from tickwheel.server.plan import (
     Dropped,
     DropReason,
     EveryPlan,
+    InstantPlan,
     Note,
     Occurrence,
     OncePlan,
@@ -38,6 +39,7 @@ from tickwheel.server.zone import DAY_S, EARLIEST_S, EPOCH_DAY, LATEST_S, tz_ver
 __all__ = [
     "DropReason",
     "Dropped",
+    "InstantPlan",
     "Note",
     "Occurrence",
     "Plan",

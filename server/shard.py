@@ -168,15 +168,19 @@ class Shard:
         return Batch(effects, replies, draft.ended())
 
     def settle(self, commands: Sequence[Command], effects: Effects) -> None:
-        """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile."""
+        """The batch is committed: apply it, let go of its jobs, and look again at what fell due meanwhile.
+
+        Of its commands only the leader's own are asked for: with them ends what `fire` began.
+        """
         held, self.held = self.held, set()
         for command in commands:
             if isinstance(command, Ended):
                 self.landed(command.fire, withdrawn=False)
         self.apply(effects)
         self._release(commands)
-        for row in held:
-            self._unpark(row)
+        if self._parked:
+            for row in held:
+                self._unpark(row)
 
     def _release(self, commands: Sequence[Command]) -> None:
         """The commands that the leader gave itself are done with, whether they changed anything or not."""
@@ -198,9 +202,10 @@ class Shard:
         for row, namespace, name in effects.drops:
             self.table.drop_job(row, namespace, name)
             self._awaiting.discard(row)
+        put_job = self.table.put_job
         for row, job in effects.jobs:
             self._arm_job(row, job.status)
-            self.table.put_job(row, job)
+            put_job(row, job)
         for row, status in effects.statuses:
             self._arm_job(row, status)
             self.table.put_status(row, status)

@@ -84,15 +84,17 @@ class Shelf:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A shard on this node, with its store and what waits for it. `index` is the last entry given to the WAL."""
+    """A shard on this node, with its store and what waits for it. `index` is the last entry given to the WAL.
+
+    `tickets` says of each command in `waiting` who waits for it: the ticket, and the answer's place there.
+    """
 
     shard: Shard
     store: ShardStore
     index: int
     applied: int
-    waiting: list[tuple[NamedCommand, Ticket, int]] = field(
-        default_factory=list[tuple[NamedCommand, Ticket, int]]
-    )
+    waiting: list[NamedCommand] = field(default_factory=list[NamedCommand])
+    tickets: list[tuple[Ticket, int]] = field(default_factory=list[tuple[Ticket, int]])
     leading: list[Command] = field(default_factory=list[Command])
     busy: bool = False
     next_ms: Ms | None = None
@@ -123,27 +125,38 @@ class Slot:
         return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
 
 
-@dataclass(slots=True)
 class Work:
-    """One shard's part of a group."""
+    """One shard's part of a group. `read` says that `rows` holds all that the commands want to know."""
 
-    slot: Slot
-    epoch: int
-    commands: list[Command]
-    tickets: list[tuple[Ticket, int]]
-    leader_count: int
-    rows: Rows = field(default_factory=Rows)
-    wants: Wants | None = None
-    effects: Effects | None = None
-    ended: Sequence[tuple[Row, ExecutionState]] = ()
-    replies: list[Reply | TickwheelError] = field(default_factory=list[Reply | TickwheelError])
+    __slots__ = (
+        "commands", "effects", "ended", "epoch", "leader_count", "read", "replies", "rows", "slot", "tickets"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        slot: Slot,
+        commands: list[Command],
+        tickets: list[tuple[Ticket, int]],
+        leader_count: int,
+    ) -> None:
+        self.slot = slot
+        self.epoch = slot.shard.epoch
+        self.commands = commands
+        self.tickets = tickets
+        self.leader_count = leader_count
+        self.rows = Rows()
+        self.read = False
+        self.effects: Effects | None = None
+        self.ended: Sequence[tuple[Row, ExecutionState]] = ()
+        self.replies: list[Reply | TickwheelError] = []
 
     def join_leading(self) -> None:
         """Take in what the leader told itself since the batch was formed: ahead of users' commands, if it has any."""
-        if self.tickets:
+        if self.tickets and self.slot.leading:
             leading, self.slot.leading = self.slot.leading, []
             self.commands[self.leader_count : self.leader_count] = leading
             self.leader_count += len(leading)
+            self.read = False
 
 
 @dataclass(slots=True)
@@ -160,13 +173,14 @@ class Room:
 
     def take(self, commands: Sequence[Command]) -> int:
         """How many of these go in, from the front; a group takes at least one of what it is offered first."""
-        count = 0
+        left, bytes_left = self.commands, self.bytes
         for command in commands:
-            if self.full:
+            if left <= 0 or bytes_left <= 0:
                 break
-            self.commands -= 1
-            self.bytes -= weight(command)
-            count += 1
+            left -= 1
+            bytes_left -= weight(command)
+        count = self.commands - left
+        self.commands, self.bytes = left, bytes_left
         return count
 
 
@@ -185,7 +199,8 @@ def weight(command: Command) -> int:
 
 
 def split(items: list[T], count: int) -> tuple[list[T], list[T]]:
-    return items[:count], items[count:]
+    """The first `count` items and the others; mostly all are wanted, and nothing is copied."""
+    return (items, []) if count == len(items) else (items[:count], items[count:])
 
 
 def read_all(asked: Sequence[tuple[ShardStore, Wants]]) -> list[Found]:

@@ -115,7 +115,8 @@ class Table:
 
     def find(self, namespace: str, name: str) -> Row | Mark:
         """The row of a name."""
-        row = self.active.row_of(namespace, name)
+        names = self.active.names.get(namespace)
+        row = None if names is None else names.get(name)
         if row is None and self.frozen is not None:
             row = self.frozen.row_of(namespace, name)
         if row is None:
@@ -181,7 +182,8 @@ class Table:
             names = active.names[namespace] = {}
         names[name] = row
         active.bytes_held += _job_bytes(parts)
-        self._forget(row)
+        if row in self._jobs:
+            self._forget(row)
 
     def put_status(self, row: Row, status: bytes) -> None:
         """A change of a job's mutable part."""

@@ -75,7 +75,7 @@ class Converter:
         if prepared is None:
             raise refusal(found)
         if isinstance(look, Key):
-            self._shapes.remember(look, job, prepared)
+            self._shapes.remember(look, prepared)
         return prepared
 
     def merge(

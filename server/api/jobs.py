@@ -52,7 +52,8 @@ class Jobs:
     async def create_job(self, request: pb.CreateJobRequest) -> job_pb2.Job:
         """Make a job."""
         namespace = names.parse_namespace(request.parent)
-        view = await self._scheduler.call(self._creator.command(namespace, request))
+        command = self._creator.command(namespace, request, self._scheduler.now_ms())
+        view = await self._scheduler.call(command)
         assert isinstance(view, JobView)
         return job_message(view, full=True)
 

@@ -1,70 +1,84 @@
 """Floor 5. Verdicts remembered: jobs of a bulk load differ in their time and body, and in nothing else.
 
-    job as sent ── its time and body taken out ──► key ──► a job that was examined before and found right
-                                                            └─ this time and body put in ──► Prepared
+    as sent     head│time│before│ n │middle│ m │body│tail        n  bytes of the target, m  bytes of the body
+    as stored   head│time│before│ n │middle│ m │body│tail        the same, with all defaults
 
-Examining a job costs some 12 µs, this 4. A shape is remembered only after a full examination that found nothing wrong
-and cleared nothing away, of a one-off at an instant without window or jitter; everything else is examined each time.
+Examining a job costs some 12 µs, this 3. A job found right is kept as two `Form`s, as it was sent and as it is stored: its
+bytes around time and body. Another job is of this shape if the form as sent, with its time and body, gives the very
+bytes that were sent; then the other form with them is what is stored. So a slip in how forms are cut or looked up costs
+time, and can't mistake one job for another. That a form holds for other times and bodies than those it was cut from is
+tried out when it is made.
 
-Must never import: rooms below but `command`, `model`, `schedule`, `spec`.
+A shape is remembered only after a full examination that found nothing wrong and cleared nothing away, of a one-off at an
+instant without window or jitter; everything else is examined each time.
+
+Must never import: rooms below but `command`, `schedule`, `spec`.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from tickwheel.server.api.times import NANOS_PER_MS
 from tickwheel.server.command import Prepared
-from tickwheel.server.model import Once, Window
-from tickwheel.server.schedule import compile as compile_schedule
+from tickwheel.server.schedule import InstantPlan
 from tickwheel.server.spec import encode_spec, parse_spec
 from tickwheel.v1 import job_pb2
 
 SHAPES_MAX: Final = 512
 SHAPE_BYTES_MAX: Final = 8_192
-SPENT_BYTES_MAX: Final = 64 << 10
-"""Of bodies that a shape's message keeps: 512 shapes keep at most 32 MiB."""
-
 DIGEST_BYTES: Final = 16
 SECONDS_MAX: Final = 253_000_000_000
 """In the year 9987; times up to here are valid without another look."""
 
 _NANOS: Final = 1_000_000_000
-_OPEN: Final = Window()
+_TIME_AT: Final = 6
+"""Where a job's bytes have its scheduled_time: behind tag and length of schedule, once and scheduled_time itself."""
 
 
-class Shape:
-    """A job that was found right, with its defaults; its time and body are put in for each job.
+@lru_cache(4_096)
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first, the top bit says that more follow."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
-    A message frees nothing before it is freed itself: the bodies that were put in stay with it. So it is made anew
-    from its bytes now and then; and it is never a part of the request it came with, which would stay with it too.
-    """
 
-    __slots__ = ("_form", "_job", "_spent_bytes", "labels", "past_ok")
+class Form(NamedTuple):
+    """The bytes of a job around its time and body. `target_bytes` counts neither the body nor its length."""
 
-    def __init__(self, job: job_pb2.Job, prepared: Prepared) -> None:
-        self._form = encode_spec(job)
-        self._job = parse_spec(self._form)
-        self._spent_bytes = 0
-        self.labels = prepared.labels
-        self.past_ok = prepared.past_ok
+    head: bytes
+    before: bytes
+    target_bytes: int
+    middle: bytes
+    tail: bytes
 
-    def spec(self, time_ms: int, body: bytes) -> bytes:
-        """The stored form of a job of this shape."""
-        when = self._job.schedule.once.scheduled_time
-        when.seconds, when.nanos = time_ms // 1_000, time_ms % 1_000 * NANOS_PER_MS
-        self._job.http_target.body = body
-        spec = encode_spec(self._job)
-        self._spent_bytes += len(body)
-        if self._spent_bytes > SPENT_BYTES_MAX:
-            self._job = parse_spec(self._form)
-            self._spent_bytes = 0
-        return spec
+    def join(self, time: bytes, body: bytes) -> bytes:
+        """The job with another time, of as many bytes, and another body, which is empty only if it was."""
+        head, before, target_bytes, middle, tail = self
+        length = _varint(len(body)) if body else b""
+        target = _varint(target_bytes + len(length) + len(body))
+        return b"".join((head, time, before, target, middle, length, body, tail))
+
+
+class Shape(NamedTuple):
+    """A job that was found right: its form as sent and as stored, and what else is prepared of it."""
+
+    sent: Form
+    stored: Form
+    labels: str
+    past_ok: bool
+
+
+Clue = tuple[bytes, bytes, bytes]
+"""What a shape is looked up by: bytes that jobs of one shape share, mostly."""
 
 
 class Key(NamedTuple):
     """A job that could have a shape, and was not seen before."""
 
-    shape: bytes
+    clue: Clue
     sent: bytes
 
 
@@ -73,45 +87,48 @@ class Shapes:
 
     def __init__(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
-        self._known: dict[bytes, Shape] = {}
+        self._known: dict[Clue, Shape] = {}
 
     def look(self, job: job_pb2.Job) -> Prepared | Key | None:
-        """The job prepared, if its shape is known; else a key to remember it by, or None if it can't have one.
-
-        The job is as it was when the answer is not `Prepared`.
-        """
-        once = job.schedule.once
-        if not (once.HasField("scheduled_time") and job.HasField("http_target")):
+        """The job prepared, if its shape is known; else a key to remember it by, or None if it can't have one."""
+        sent = job.SerializeToString(deterministic=True)
+        body = job.http_target.body
+        if len(sent) <= _TIME_AT or len(body) > self._body_bytes_max:
             return None
-        if job.HasField("window") or job.HasField("jitter"):
+        clue = _clue(sent, body)
+        shape = self._known.get(clue)
+        if shape is None:
+            return Key(clue, sent) if _may_have_shape(job) else None
+        form, stored, labels, past_ok = shape
+        time = sent[_TIME_AT : _TIME_AT + sent[_TIME_AT - 1]]
+        if form.join(time, body) != sent:
             return None
-        seconds, nanos = once.scheduled_time.seconds, once.scheduled_time.nanos
-        target = job.http_target
-        body = target.body
+        when = job.schedule.once.scheduled_time
+        seconds, nanos = when.seconds, when.nanos
         if not (0 <= seconds <= SECONDS_MAX and 0 <= nanos < _NANOS):
             return None
-        if len(body) > self._body_bytes_max:
-            return None
-        sent = job.SerializeToString(deterministic=True)
-        once.ClearField("scheduled_time")
-        target.ClearField("body")
-        key = job.SerializeToString(deterministic=True)
-        shape = self._known.get(key)
-        if shape is not None:
-            return _prepared(shape, sent, seconds * 1_000 - -nanos // NANOS_PER_MS, body)
-        once.scheduled_time.seconds, once.scheduled_time.nanos = seconds, nanos
-        if body:
-            target.body = body
-        return Key(key, sent)
+        time_ms = seconds * 1_000 - -nanos // NANOS_PER_MS
+        if nanos % NANOS_PER_MS:
+            rounded = _stamp(time_ms)
+            if len(rounded) != len(time):
+                return None
+            time = rounded
+        digest = blake2b(sent, digest_size=DIGEST_BYTES).digest()
+        spec = stored.join(time, body)
+        return Prepared(spec, digest, InstantPlan(time_ms), True, 0, labels, past_ok)
 
-    def remember(self, key: Key, job: job_pb2.Job, prepared: Prepared) -> None:
-        """The job of this key was examined and `prepared`; `job` is its normalised form."""
-        whole = prepared.digest == digest_of(key.sent)
-        if not whole or len(key.shape) > SHAPE_BYTES_MAX:
+    def remember(self, key: Key, prepared: Prepared) -> None:
+        """The job of this key was examined, and found to be `prepared`."""
+        if prepared.digest != digest_of(key.sent):
+            return  # something was cleared away first
+        sent, stored = form_of(key.sent), form_of(prepared.spec)
+        if sent is None or stored is None or sent.head[-1:] != stored.head[-1:]:
+            return
+        if len(sent.middle) + len(sent.tail) > SHAPE_BYTES_MAX:
             return
         if len(self._known) >= SHAPES_MAX:
             self._known.clear()
-        self._known[key.shape] = Shape(job, prepared)
+        self._known[key.clue] = Shape(sent, stored, prepared.labels, prepared.past_ok)
 
 
 def digest_of(sent: bytes) -> bytes:
@@ -119,7 +136,48 @@ def digest_of(sent: bytes) -> bytes:
     return blake2b(sent, digest_size=DIGEST_BYTES).digest()
 
 
-def _prepared(shape: Shape, sent: bytes, time_ms: int, body: bytes) -> Prepared:
-    spec = shape.spec(time_ms, body)
-    plan = compile_schedule(Once(time_ms), _OPEN)
-    return Prepared(spec, digest_of(sent), plan, True, 0, shape.labels, shape.past_ok)
+def form_of(data: bytes) -> Form | None:
+    """The form of a serialised one-off with an HTTP target; None if it does not hold for other times and bodies."""
+    job = parse_spec(data)
+    body, time = job.http_target.body, job.schedule.once.scheduled_time
+    stamp = time.SerializeToString()
+    target_bytes = job.http_target.ByteSize()
+    length = _varint(len(body)) if body else b""
+    at = data.find(body, _TIME_AT + len(stamp)) if body else len(data)
+    target_at = 2 + data[1] + 1
+    form = Form(
+        data[:_TIME_AT],
+        data[_TIME_AT + len(stamp) : target_at],
+        target_bytes - len(length) - len(body),
+        data[target_at + len(_varint(target_bytes)) : at - len(length)],
+        data[at + len(body) :],
+    )
+    if form.join(stamp, body) != data:
+        return None
+    time.seconds ^= 1
+    job.http_target.body = body and bytes(byte ^ 0xFF for byte in body) + bytes(200)
+    holds = form.join(time.SerializeToString(), job.http_target.body) == encode_spec(job)
+    return form if holds else None
+
+
+def _clue(sent: bytes, body: bytes) -> Clue:
+    """The length of the body is cut off, and the three bytes where the length of the target begins."""
+    if not body:
+        return sent[:_TIME_AT], sent[sent[1] + 6 :], b""
+    at = sent.find(body, _TIME_AT)
+    middle = sent[sent[1] + 6 : max(at - len(_varint(len(body))), 0)]
+    return sent[:_TIME_AT], middle, sent[at + len(body) :]
+
+
+def _may_have_shape(job: job_pb2.Job) -> bool:
+    return (
+        job.schedule.once.HasField("scheduled_time")
+        and job.HasField("http_target")
+        and not job.HasField("window")
+        and not job.HasField("jitter")
+    )
+
+
+def _stamp(time_ms: int) -> bytes:
+    seconds, ms = divmod(time_ms, 1_000)
+    return Timestamp(seconds=seconds, nanos=ms * NANOS_PER_MS).SerializeToString()

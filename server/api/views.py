@@ -9,7 +9,7 @@ Must never import: rooms below but `codec`, `command`, `model`, `spec`.
 from typing import Final
 
 from tickwheel.server.api.names import execution_name, job_name
-from tickwheel.server.api.times import set_ms, timestamp
+from tickwheel.server.api.times import NANOS_PER_MS, set_ms, timestamp
 from tickwheel.server.command import JobView, etag
 from tickwheel.server.model import Attempt, Execution, ExecutionKind, JobState, Status
 from tickwheel.server.spec import parse_spec
@@ -48,13 +48,16 @@ def job_message(view: JobView, *, full: bool) -> job_pb2.Job:
 
 
 def fill_handle(handle: pb.JobHandle, view: JobView) -> None:
-    """The least that a maker of jobs wants to know."""
-    job = view.job
-    handle.name = job_name(job.namespace, job.name)
-    handle.uid = job.uid.hex()
-    next_ms = _shown_next_ms(view.status)
+    """The least that a maker of jobs wants to know. Written without a call more than it takes: one a job of a load."""
+    _, (namespace, name, uid, *_), status, _ = view
+    handle.name = f"namespaces/{namespace}/jobs/{name}"
+    handle.uid = uid.hex()
+    next_ms = _shown_next_ms(status)
     if next_ms:
-        set_ms(handle.next_time, next_ms)
+        seconds, ms = divmod(next_ms, 1_000)
+        time = handle.next_time
+        time.seconds = seconds
+        time.nanos = ms * NANOS_PER_MS
 
 
 def execution_message(

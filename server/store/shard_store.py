@@ -102,6 +102,12 @@ _ADD_TALLY: Final = sqlite.Bulk(
     "ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs",
 )
 _ROWS: Final = "IN (SELECT value FROM json_each(?))"
+_FIND: Final = (
+    "SELECT namespace.name, job.name, job.row FROM job JOIN namespace ON namespace.id = job.namespace"
+    " WHERE job.key {condition} ORDER BY job.row"
+)
+_FIND_ONE: Final = _FIND.format(condition="= ?")
+_FIND_MANY: Final = _FIND.format(condition=_ROWS)
 _JOB: Final = "job.row, namespace.name, job.name, job.uid, spec.spec, job.status, job.labels"
 _JOINED: Final = (
     "job JOIN namespace ON namespace.id = job.namespace JOIN spec ON spec.row = job.row"
@@ -257,7 +263,7 @@ class ShardStore:
         fresh = [row for row in changes.jobs if row > self._top_row]
         known = [row for row in changes.jobs if row <= self._top_row]
         tally = _tally(db, [*known, *changes.statuses, *changes.drops], -1)
-        _PUT_JOB.run(db, [self._job_values(db, row, job) for row, job in changes.jobs.items()])
+        _PUT_JOB.run(db, self._job_values(db, changes.jobs))
         _PUT_SPEC.run(db, [(row, spec) for row, (_, _, _, spec, _, _) in changes.jobs.items()])
         _SET_STATUS.run(
             db, [_status_values(row, status) for row, status in changes.statuses.items()]
@@ -270,17 +276,18 @@ class ShardStore:
         _ADD_TALLY.run(db, [(*group, number) for group, number in tally.items() if number])
 
     def _job_values(
-        self, db: sqlite3.Connection, row: Row, job: JobParts
-    ) -> tuple[sqlite.Value, ...]:
-        namespace, name, uid, _spec, status, labels = job
-        _row, state, outcome, generation, next_ms, due_ms, update_ms, _ = _status_values(
-            row, status
-        )
-        number = self._namespaces.number(db, namespace)
-        create_ms = codec.status_columns(status)[5]
-        key = job_key(namespace, name)
-        return (row, number, key, state, outcome, generation, next_ms, due_ms, create_ms, update_ms,
-                name, labels, uid, status)  # fmt: skip
+        self, db: sqlite3.Connection, jobs: Mapping[Row, JobParts]
+    ) -> list[tuple[sqlite.Value, ...]]:
+        """What is written of each job beside its spec: one loop, for it holds the interpreter that the node runs on."""
+        values: list[tuple[sqlite.Value, ...]] = []
+        number, columns = self._namespaces.number, codec.status_columns
+        for row, (namespace, name, uid, _, status, labels) in jobs.items():
+            state, outcome, generation, next_ms, due_ms, create_ms, update_ms = columns(status)
+            values.append(
+                (row, number(db, namespace), job_key(namespace, name), state, outcome, generation, next_ms,
+                 due_ms or None, create_ms, update_ms, name, labels, uid, status)
+            )  # fmt: skip
+        return values
 
     def _write_live(self, db: sqlite3.Connection, changes: Changes) -> None:
         if changes.ended:
@@ -341,18 +348,19 @@ class ShardStore:
 
     def find(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row]:
         """The rows of the jobs with these (namespace, name); who is not there is left out."""
+        if (
+            len(names) == 1
+        ):  # a list costs SQLite as much as a second look-up, before it has looked at the first
+            hits = self._read.execute(_FIND_ONE, (job_key(*names[0]),)).fetchall()
+        else:
+            hits = []
+            for chunk in _chunks(names):
+                keys = sqlite.numbers(job_key(*name) for name in chunk)
+                hits += self._read.execute(_FIND_MANY, (keys,)).fetchall()
+        if not hits:
+            return {}
         wanted = set(names)
-        found: dict[tuple[str, str], Row] = {}
-        sql = (
-            "SELECT namespace.name, job.name, job.row FROM job JOIN namespace ON namespace.id = job.namespace"
-            f" WHERE job.key {_ROWS} ORDER BY job.row"
-        )
-        for chunk in _chunks(names):
-            keys = sqlite.numbers(job_key(*name) for name in chunk)
-            for namespace, name, row in self._read.execute(sql, (keys,)):
-                if (namespace, name) in wanted:
-                    found[namespace, name] = row
-        return found
+        return {(space, name): row for space, name, row in hits if (space, name) in wanted}
 
     def jobs(self, rows: Sequence[Row]) -> dict[Row, JobRow]:
         """The jobs of these rows; who is not there is left out."""

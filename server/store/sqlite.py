@@ -26,6 +26,10 @@ _FATAL: Final = {
 }
 _TIERS: Final = (4096, 1024, 256, 64, 16, 4, 1)
 _STATEMENTS_CACHED: Final = 32
+RUNS_A_STATEMENT: Final = 4
+"""How often, at least, a flush runs the largest statement that it compiles."""
+SMALL_ROWS: Final = 64
+"""A statement of so many rows may be used once only: a small flush keeps its connection, and it is there next time."""
 
 Value = int | str | bytes | None
 
@@ -89,8 +93,11 @@ def checkpoint(db: sqlite3.Connection) -> bool:
 class Bulk:
     """A statement over many rows: `head (?, …), (?, …), … tail`, in sizes that SQLite and the statement cache like.
 
+    Compiling a row of it takes twice as long as inserting one, and a large flush compiles anew (it closes its
+    connection behind it): so the largest statement is run some times before smaller ones take the rest.
+
     >>> Bulk("INSERT INTO t VALUES", 2).sizes(1300)
-    [1024, 256, 16, 4]
+    [256, 256, 256, 256, 256, 16, 4]
     """
 
     __slots__ = ("_statements", "_tiers", "_width")
@@ -106,7 +113,10 @@ class Bulk:
     def sizes(self, count: int) -> list[int]:
         """How `count` rows are divided into statements."""
         sizes: list[int] = []
+        largest = max(count // RUNS_A_STATEMENT, SMALL_ROWS)
         for tier in self._tiers:
+            if tier > largest:
+                continue
             repeat, count = divmod(count, tier)
             sizes += [tier] * repeat
         return sizes

@@ -75,6 +75,40 @@ async def test_while_four_calls_are_under_way_the_next_gathers() -> None:
     assert jobs.most_calls == CALLS_MAX
 
 
+async def test_a_few_beside_many_wait_for_more_and_not_for_long() -> None:
+    jobs = fakes.FakeJobs()
+    jobs.gate = asyncio.Event()
+    async with connected(jobs) as tickwheel:
+        creates = [asyncio.create_task(tickwheel.create(URL, delay="1s")) for _ in range(20)]
+        await until(lambda: len(jobs.batches) == 1)
+        creates += [asyncio.create_task(tickwheel.create(URL, delay="1s")) for _ in range(9)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not creates[-1].done()
+        creates.append(asyncio.create_task(tickwheel.create(URL, delay="1s")))
+        await until(lambda: len(jobs.batches) == 2)
+        creates.append(asyncio.create_task(tickwheel.create(URL, delay="1s")))
+        await until(lambda: len(jobs.batches) == 3)
+        jobs.gate.set()
+        await asyncio.gather(*creates)
+    assert [len(batch.requests) for batch in jobs.batches] == [20, 10, 1]
+
+
+async def test_an_answer_sends_those_that_were_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tickwheel.client.gather.HELD_BACK_S_MAX", 60.0)
+    jobs = fakes.FakeJobs()
+    jobs.gate = asyncio.Event()
+    async with connected(jobs) as tickwheel:
+        creates = [asyncio.create_task(tickwheel.create(URL, delay="1s")) for _ in range(20)]
+        await until(lambda: len(jobs.batches) == 1)
+        creates += [asyncio.create_task(tickwheel.create(URL, delay="1s")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        assert len(jobs.batches) == 1
+        jobs.gate.set()
+        await asyncio.gather(*creates)
+    assert [len(batch.requests) for batch in jobs.batches] == [20, 2]
+
+
 async def test_a_call_has_at_most_a_thousand_creates() -> None:
     jobs = fakes.FakeJobs()
     async with connected(jobs) as tickwheel:

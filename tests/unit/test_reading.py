@@ -129,8 +129,9 @@ def test_what_is_gone_is_not_asked_for_again() -> None:
 
 
 def test_what_the_store_does_not_have_does_not_exist() -> None:
-    rows = Rows()
-    merge(rows, Wants(names=[("n", "a")], jobs=[1], live=[2]), NOTHING)
+    rows, wants = Rows(), Wants()
+    wants.names, wants.jobs, wants.live = [("n", "a")], [1], [2]
+    assert not merge(rows, wants, NOTHING)
     assert (rows.names, rows.jobs, rows.live) == ({("n", "a"): 0}, {1: None}, {2: None})
     ended = bench_end()
     assert not collect(Table(0), [ended], rows_for(ended))

@@ -304,9 +304,16 @@ def test_hot_queries_use_their_indexes(store: ShardStore) -> None:
 
 def test_bulk_sizes_stay_below_the_limit() -> None:
     bulk = sqlite.Bulk("INSERT INTO t VALUES", 14)
-    assert bulk.sizes(2_500) == [1024, 1024, 256, 64, 64, 64, 4]
+    assert bulk.sizes(9_000) == [1024] * 8 + [256] * 3 + [16, 16, 4, 4]
     assert bulk.sizes(0) == []
-    assert max(sqlite.Bulk("x", 2).sizes(9_000)) * 2 <= sqlite.VARIABLES_MAX
+    assert max(sqlite.Bulk("x", 14).sizes(100_000)) * 14 <= sqlite.VARIABLES_MAX
+
+
+def test_a_large_flush_runs_its_largest_statement_some_times() -> None:
+    bulk = sqlite.Bulk("INSERT INTO t VALUES", 14)
+    assert bulk.sizes(70) == [64, 4, 1, 1]
+    assert bulk.sizes(470) == [64] * 7 + [16, 4, 1, 1]
+    assert bulk.sizes(1_030) == [256] * 4 + [4, 1, 1]
 
 
 def test_mistakes_of_ours_stay_what_they_are() -> None:
