@@ -11,20 +11,19 @@ class Mutation:
     breaks: str
     variant: str = "log"
     masked: tuple[str, ...] = ()
-    seed: int = -1  # a walk that shows it; -1: not kept, or the variant is a small scope
-    quick: bool = True  # belongs to the slice that every test run takes
+    seed: int = -1  # a walk that shows it; -1: none kept, or the variant is a small scope
 
 
 MUTATIONS: dict[str, Mutation] = {
     mutation.name: mutation
     for mutation in (
         Mutation("no_fence", "M1: the new leader starts on one promise, its own or any other", "plain"),
-        Mutation("count_old_epochs", "M2: entries of older epochs are committed by counting, no EPOCH_START", "plain"),
-        Mutation("reconfig_before_noop", "M3: voters change before EPOCH_START is committed", "change", ("L9",)),
+        Mutation("count_old_epochs", "M2: entries of older epochs are committed by counting, no EPOCH_START", "turns"),
+        Mutation("reconfig_before_noop", "M3: voters change before EPOCH_START is committed", "turns-change", ("L9",)),
         Mutation("no_joint", "M4: commits under the old voters alone while the CAS is under way", "change", ("L9",)),
         Mutation("fence_one_short", "M5: the fence has one voter too few", "plain"),
         Mutation("promise_volatile", "M6: a promise is forgotten in a crash", "x-promise", masked=("L2", "L5")),
-        Mutation("longest_log", "M7: the longest log is adopted, whatever its last epoch", "plain"),
+        Mutation("longest_log", "M7: the longest log is adopted, whatever its last epoch", "turns"),
         Mutation("no_catch_up", "M8: joint, but the CAS does not wait for the new voters", "change", ("L9",)),
         Mutation("no_joint_no_catch_up", "M8: neither joint nor caught up", "change", ("L9",)),
         Mutation("fence_no_promise", "M9: a voter answers a fence without promising", "plain", masked=("L5",)),
@@ -36,7 +35,7 @@ MUTATIONS: dict[str, Mutation] = {
         Mutation("right_by_old_config", "during a change the right rests on the old voters alone", "x-grow"),
         Mutation("release_before_stop", "`released` is written before the leader has stopped", "x-two"),
         Mutation("waive_any_hold", "`released` waives every hold-off, also one given to an older leader", "x-two"),
-        Mutation("early_heartbeat", "heartbeats go out before the fence is complete", "x-release"),
+        Mutation("early_heartbeat", "heartbeats go out before the fence is complete", "x-early"),
         Mutation("check_when_queued", "the right is checked when a request is queued, not when it is sent", "x-queue"),
         Mutation("ack_before_fsync", "entries are acked before the fsync", "plain", masked=("L5",)),
         Mutation("promise_before_fsync", "a promise is answered before the fsync", "x-promise", masked=("L5", "L2")),
@@ -54,7 +53,7 @@ MUTATIONS: dict[str, Mutation] = {
         Mutation("serve_early", "the leader serves before EPOCH_START is committed", "lease"),
         Mutation("old_leader_appends", "a follower obeys appends of an epoch below its promise", "plain"),
         Mutation("cut_to_append", "a follower cuts its log to the end of a matching append", "plain"),
-        Mutation("ack_own_end", "an ack names the end of the follower's log, not of what matched", "plain"),
+        Mutation("ack_own_end", "an ack names the end of the follower's log, not of what matched", "log"),
         Mutation("commit_beyond_match", "a follower takes the leader's commit for entries not matched", "plain"),
         Mutation("cut_to_commit", "a new leader cuts its log to the commit it knew", "plain"),
         Mutation("fetch_unchecked", "the best log is fetched from a voter that has promised higher or lost it", "plain"),

@@ -106,6 +106,29 @@ VARIANTS: dict[str, Scope] = {
                 "register": 8,
             },
         ),
+        Scope(
+            "turns",  # leaders take turns, each with little time: what old epochs leave behind
+            "ABC",
+            "ABC",
+            hold=0,
+            coarse=True,
+            kinds="w",
+            epochs_max=5,
+            log_max=4,
+            msgs_max=0,
+            steps=60,
+            hows=("call",),
+            weights={
+                "append": 6,
+                "commit": 12,
+                "propose": 4,
+                "fence": 15,
+                "adopt": 30,
+                "take": 8,
+                "revoke": 6,
+                "register": 10,
+            },
+        ),
         replace(
             MAJORITY,
             name="change",  # one change of voters after the other, answers of etcd lost or late
@@ -181,7 +204,7 @@ SEARCHES: dict[str, Scope] = {
         replace(_TWO, name="x-drift", hold=3, margin=1, budget=_FEW._replace(skew=1)),
         replace(_TWO, name="x-queue", budget=_FEW, weights=_only(*_LEASED, "fire", "arm")),
         Scope(
-            "x-promise", "ABC", "ABC", hold=0, coarse=True, epochs_max=2, log_max=3, msgs_max=0,
+            "x-promise", "ABC", "ABC", hold=0, coarse=True, tiny=True, epochs_max=2, log_max=3, msgs_max=0,
             kinds="w", hows=("call",), budget=_FEW._replace(crash=1), takers="C", deaf="C",
             weights=_only(*_CORE),
         ),
@@ -223,3 +246,22 @@ SEARCHES: dict[str, Scope] = {
         ),
     )
 }  # fmt: skip
+VARIANTS["turns-change"] = replace(
+    VARIANTS["turns"],
+    name="turns-change",
+    names="ABCD",
+    shapes=("BCD", "BC"),
+    takers="BC",
+    epochs_max=3,
+    steps=45,
+    budget=Budget(late=0),
+    weights={**VARIANTS["turns"].weights, "reconfig": 5, "cas": 15, "reread": 5},
+)
+SEARCHES["x-early"] = replace(
+    SEARCHES["x-release"],
+    name="x-early",  # within one instant: three leaders, the second gives up
+    takers="BC",
+    weights=_only(
+        "beat", "append", "commit", "fence", "adopt", "take", "revoke", "release"
+    ),
+)  # fmt: skip
