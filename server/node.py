@@ -177,7 +177,7 @@ class Node:
             return []
         shards = self._config.shards
         placed = [(shard_of(c.namespace, c.name, shards), c) for c in commands]
-        led = self._runner.slots
+        led = set(self._runner.slots)  # as it is now: leaderships begin and end while commands are under way
         if all(number in led for number, _ in placed):
             return await self._runner.call(placed)
         answers = iter(await self._runner.call([pair for pair in placed if pair[0] in led]))
