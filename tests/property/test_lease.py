@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from tickwheel.server.lease import Holds, Rights
-from tickwheel.server.message import Beat, BeatAcked, NodeId
+from tickwheel.server.message import Beat, BeatAcked, Led, NodeId
 from tickwheel.server.quorum import fence_quorum
 
 SHARD = 3
@@ -86,7 +86,7 @@ class World:
                     self.release,
                     self.deafen,
                 ),
-                (70, 5, 1, 2.5, 1, 0.7, 1),
+                (70, 5, 1, 2.5, 1, 2, 1),
             )[0]()
             acting = [node for node in self.nodes if self.acts(node)]
             self.acted.update(node.leads for node in acting)
@@ -191,6 +191,16 @@ class World:
                 self.posts.append(Post(node.name, post.sender, ack))
             case BeatAcked():
                 node.rights.acked(post.sender, post.message)
+
+
+def test_a_leader_that_beats_on_is_let_go_once_its_successor_has_asked() -> None:
+    """It may have lost etcd alone: its peers hear it, and would hold to it for ever."""
+    holds = Holds(0)
+    beat = Beat(2_000, 0, (Led(SHARD, 6), Led(SHARD + 1, 1)), ())
+    assert holds.beat(beat, 2_000).refused == ()
+    assert holds.wait_ms(SHARD, 7, 2_100, released=False) == 900
+    assert holds.beat(beat._replace(sent_ms=2_250), 2_250).refused == (SHARD,)
+    assert holds.wait_ms(SHARD, 7, 3_000, released=False) == 0
 
 
 def test_no_two_nodes_act() -> None:
