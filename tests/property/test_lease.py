@@ -56,9 +56,11 @@ class Node:
 
 
 class World:
-    def __init__(self, seed: int, release_weight: float = 0.7) -> None:
+    """With `lets_go`, voters refuse a leader's beats once its successor asked. No safety rests on that, and it hides bugs."""
+
+    def __init__(self, seed: int, *, lets_go: bool) -> None:
         self.rng = Random(seed)
-        self.release_weight = release_weight
+        self.lets_go = lets_go
         self.world_ms = 0
         self.nodes = [
             Node(name, self.rng) for name in "abcde"[: self.rng.choice((1, 2, 3, 3, 3, 3, 4, 5))]
@@ -87,7 +89,7 @@ class World:
                     self.release,
                     self.deafen,
                 ),
-                (70, 5, 1, 2.5, 1, self.release_weight, 1),
+                (70, 5, 1, 2.5, 1, 0.7, 1),
             )[0]()
             acting = [node for node in self.nodes if self.acts(node)]
             self.acted.update(node.leads for node in acting)
@@ -130,7 +132,10 @@ class World:
         epoch = fencing.epoch
         if epoch > node.promised:
             now_ms = node.now_ms(self.world_ms)
-            if node.holds.wait_ms(SHARD, epoch, now_ms, released=fencing.released):
+            wait_ms = node.holds.wait_ms(SHARD, epoch, now_ms, released=fencing.released)
+            if not self.lets_go:
+                node.holds._asked.clear()
+            if wait_ms:
                 return
             self.follow(node)
             node.promised = epoch
@@ -207,7 +212,7 @@ def test_a_leader_that_beats_on_is_let_go_once_its_successor_has_asked() -> None
 def test_no_two_nodes_act() -> None:
     acted = contested = 0
     for seed in range(400):
-        world = World(seed)
+        world = World(seed, lets_go=seed % 2 == 0)
         assert world.run() == "", f"seed {seed}"
         acted += len(world.acted)
         contested += len(world.acted) > 1
@@ -294,5 +299,5 @@ MUTANTS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(name: str) -> None:
     with MUTANTS[name]():
-        worlds = (World(seed, often) for seed in range(3000) for often in (0.7, 2))
+        worlds = (World(seed, lets_go=False) for seed in range(3000))
         assert any(world.run() for world in worlds), "the world is too kind"
