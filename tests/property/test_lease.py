@@ -65,7 +65,7 @@ class World:
         self.configs = (tuple(node.name for node in self.nodes),)
         self.by_name = {node.name: node for node in self.nodes}
         self.posts: list[Post] = []
-        self.pauses_ms = self.rng.choice(((0, 1, 5), (0, 5, 20), (0, 5, 20, 60)))
+        self.pauses_ms = self.rng.choice(((0, 2, 8), (0, 5, 20)))
         self.deaf: set[NodeId] = set()
         self.epoch, self.released = 0, True
         self.acted: set[int] = set()
@@ -86,7 +86,7 @@ class World:
                     self.release,
                     self.deafen,
                 ),
-                (70, 5, 1, 2.5, 1, 0.7, 1),
+                (70, 6, 0.4, 3, 0.7, 0.5, 0.6),
             )[0]()
             acting = [node for node in self.nodes if self.acts(node)]
             self.acted.update(node.leads for node in acting)
@@ -156,8 +156,8 @@ class World:
                 self.released = True
 
     def deafen(self) -> None:
-        """A node stops to hear anybody, or hears again."""
-        self.deaf ^= {self.any_node().name}
+        """A node hears nobody any more, or all hear again."""
+        self.deaf = set() if self.deaf else {self.any_node().name}
 
     def restart(self) -> None:
         self.any_node().start(self.world_ms)
