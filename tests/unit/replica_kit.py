@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from tickwheel.server.log import Log, Recovered
-from tickwheel.server.message import LogEntry, Message, NodeId
+from tickwheel.server.message import Append, LogEntry, Message, NodeId
 from tickwheel.server.record import Record
-from tickwheel.server.replica import Event, Leadership, Output, Replica, ReplicaOptions
+from tickwheel.server.replica import Event, Leadership, Output, Replica, ReplicaOptions, Role
 
 SHARD = 1
 SMALL = ReplicaOptions(
@@ -114,3 +114,15 @@ class Net:
 def net(names: str = "abc", **kinds: Replica) -> Net:
     """Empty replicas, but for those that are given."""
     return Net(kinds.get(name) or replica(name) for name in names)
+
+
+def append(epoch: int, prev: tuple[int, int], *items: LogEntry, commit: int = 0) -> Append:
+    return Append(SHARD, epoch, *prev, tuple(items), commit)
+
+
+def at(one: Replica, role: Role) -> bool:
+    return one.role == role
+
+
+def events(of: Net, name: str) -> list[object]:
+    return [event for who, event in of.events if who == name]
