@@ -34,7 +34,6 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 LAG_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -292,7 +291,7 @@ class _Lag(Collector):
         """Read every value."""
         words = "Start of an attempt after its due time."
         family = HistogramMetricFamily("tickwheel_fire_lag_seconds", words, labels=["late"])
-        bounds = [*map(floatToGoString, LAG_BUCKETS_S), "+Inf"]
+        bounds = [*map(str, LAG_BUCKETS_S), "+Inf"]
         for late, counts in self._counts.items():
             buckets = list(zip(bounds, accumulate(counts), strict=True))
             family.add_metric([str(late).lower()], buckets, self._sum_ms[late] / 1_000)
