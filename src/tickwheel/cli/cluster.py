@@ -17,7 +17,7 @@ from tickwheel.cli.settings import (
     with_connection,
     with_output,
 )
-from tickwheel.cli.show import plain, print_one
+from tickwheel.cli.show import plain, print_many, print_one
 
 if TYPE_CHECKING:
     from tickwheel.v1.cluster_service_pb2 import Cluster, Node
