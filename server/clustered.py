@@ -135,8 +135,8 @@ class ClusterNode:
         )  # fmt: skip
         self._shelf.recover(me, cluster.stored(), holds)
         self.keeper = Keeper(config, self.runner, self.slots, self.wal, metrics)
-        self.node = Node(config, self.runner, self.keeper)
-        self.view = View()
+        self.view = View(config.min_copies)
+        self.node = Node(config, self.runner, self.keeper, self.view.thin)
         self.tasks = Tasks(on_fatal)
         self.election = Election(
             me, cluster.etcd, self.view, self.host, clock=clock,
