@@ -11,7 +11,8 @@ so that a target can tell a late request of a dead process (`Tickwheel-Epoch`).
 Must never import: the doors.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -143,7 +144,7 @@ class Node:
     """The `Scheduler` of this process: routes to its shards, gathers over all of them."""
 
     def __init__(
-        self, config: Config, runner: Runner, keeper: Keeper, thin: Set[int] = frozenset()
+        self, config: Config, runner: Runner, keeper: Keeper, thin: AbstractSet[int] = frozenset()
     ) -> None:
         """`thin`: the shards that have too few copies to take changes of clients, at each moment."""
         self._config = config
@@ -186,7 +187,7 @@ class Node:
             return await self._runner.call(placed)
         refused = [self._refusal(number) for number, _ in placed]
         taken = [pair for pair, error in zip(placed, refused, strict=True) if error is None]
-        answers = iter(await self._runner.call(taken))
+        answers = iter(await self._runner.call(taken) if taken else ())
         return [next(answers) if error is None else error for error in refused]
 
     def _refusal(self, number: int) -> TickwheelError | None:
