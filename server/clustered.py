@@ -19,6 +19,7 @@ from random import Random
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
+from tickwheel.server.cluster.gauges import Gauges
 from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.member import Member, Self
@@ -155,6 +156,8 @@ class ClusterNode:
         )  # fmt: skip
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
+        gauges = Gauges(self.view, self.host, self.election)
+        metrics.watch_more(gauges.present, gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.peers: Peers
         self.control: Control

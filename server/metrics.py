@@ -22,7 +22,7 @@ Must never import: any room of this project.
 
 from bisect import bisect_left
 from collections import Counter as Tallied
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -41,6 +41,10 @@ LAG_BUCKETS_S = (
 LAG_BUCKETS_MS = tuple(bound_s * 1_000 for bound_s in LAG_BUCKETS_S)
 CALL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 FLUSH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+Read = Callable[[], Sequence[tuple[str, str, float]]]
+"""(name, words, value) of each."""
 
 
 class Sized(Protocol):
@@ -259,6 +263,26 @@ class Metrics:
     ) -> None:
         """Read these whenever Prometheus asks, from now on. Once a registry."""
         self._registry.register(_Watch(runner, wal, dispatch, ready))
+
+    def watch_more(self, gauges: Read, totals: Read) -> None:
+        """Read these too. Once a registry."""
+        self._registry.register(_Readings(gauges, totals))
+
+
+class _Readings(Collector):
+    """Present values and totals of a part of the node that brings its own names."""
+
+    def __init__(self, gauges: Read, totals: Read) -> None:
+        self._read_gauges, self._read_totals = gauges, totals
+
+    def collect(self) -> Iterable[Metric]:
+        """Read everything once."""
+        yield from _gauges(*self._read_gauges())
+        yield from _totals(*self._read_totals())
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand: the registry need not read values to learn the names."""
+        return []
 
 
 class _Tally(Collector):
