@@ -44,7 +44,7 @@ from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
-from tickwheel.server.turn import Event, ReplicaOptions, SnapshotWanted
+from tickwheel.server.turn import Event, Leading, ReplicaOptions, SnapshotWanted
 from tickwheel.server.wal import Wal
 
 CLOSE_S = 3.0
@@ -218,6 +218,8 @@ class ClusterNode:
     def _event(self, number: int, event: Event) -> None:
         if isinstance(event, SnapshotWanted):
             self.tasks.spawn(self.copies.offer(number, event.peer))
+        elif isinstance(event, Leading):
+            self.beats.soon()
         self.election.event(number, event)
         self.reshape.event(number, event)
 

@@ -28,7 +28,7 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry, Message, NodeId
 from tickwheel.server.record import Record
 from tickwheel.server.replica import Replica
-from tickwheel.server.turn import Event, Leading, Mark, Output, SteppedDown
+from tickwheel.server.turn import Event, Leading, Mark, Output, Released, SteppedDown
 from tickwheel.server.wal import Wal
 
 log = get_logger(__name__)
@@ -242,7 +242,7 @@ class Host:
             for event in output.events:
                 if isinstance(event, Leading):
                     self.rights.lead(shard, event.epoch)
-                elif isinstance(event, SteppedDown):
+                elif isinstance(event, SteppedDown | Released):
                     self.rights.leave(shard)
                 self._hooks.event(shard, event)
 
