@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from tickwheel.server.agreement import STATE_HASH, Agreement, Hashing
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
@@ -62,6 +63,7 @@ class ClusterDevices:
     health: Health
     stored: Callable[[], list[int]]
     shards: Path
+    hashing: Hashing
 
 
 class Shelf:
@@ -154,9 +156,10 @@ class ClusterNode:
             cluster.shards, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
         )  # fmt: skip
+        self.agreement = Agreement(cluster.shards, self.slots, self.runner, self.keeper, self.host)
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
-        gauges = Gauges(self.view, self.host, self.election)
+        gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
         metrics.watch_more(gauges.present, gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.peers: Peers
@@ -190,6 +193,7 @@ class ClusterNode:
         self._member.start()
         self.tasks.spawn(self.hand_over.run())
         self.tasks.spawn(self.reshape.run())
+        self.tasks.spawn(self.agreement.run(self.peers))
         self.runner.start_firing()
         self.keeper.start()
 
@@ -199,6 +203,7 @@ class ClusterNode:
         self.keeper.stop()
         self.hand_over.stop()
         self.reshape.stop()
+        self.agreement.stop()
         await self.runner.drain()
         await self.election.release_all(CLOSE_S)
         self.beats.stop()
@@ -228,6 +233,8 @@ class ClusterNode:
         if call.method == TAKE_SNAPSHOT:
             self.copies.take(int(call.request), call.sender)
             return b""
+        if call.method == STATE_HASH:
+            return await self.agreement.answer(int(call.request))
         if self.door is None:
             raise NotLeader("this node is starting", retry_after_ms=RETRY_AFTER_MS)
         async with asyncio.timeout(call.timeout_s):
