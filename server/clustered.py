@@ -156,7 +156,7 @@ class ClusterNode:
             cluster.shards, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
         )  # fmt: skip
-        self.agreement = Agreement(cluster.shards, self.slots, self.runner, self.keeper, self.host)
+        self.agreement = Agreement(cluster.hashing, self.slots, self.runner, self.keeper, self.host)
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
         gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
