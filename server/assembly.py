@@ -22,6 +22,7 @@ from tickwheel.server.cluster.peers import GrpcPeers
 from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
 from tickwheel.server.clustered import ClusterDevices
 from tickwheel.server.config import Config
+from tickwheel.server.copies import FileShelves
 from tickwheel.server.identity import DataDirectory
 from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
@@ -69,7 +70,7 @@ def make_devices(
         ),
         health=health,
         stored=lambda: stored_shards(directory.path / "shards"),
-        shards=directory.path / "shards",
+        shelves=FileShelves(directory.path / "shards"),
     )
 
 

@@ -13,7 +13,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from tickwheel.server.cluster.beats import Beats
@@ -29,7 +28,7 @@ from tickwheel.server.cluster.reshape import Patience, Reshape
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
-from tickwheel.server.copies import TAKE_SNAPSHOT, Copies
+from tickwheel.server.copies import TAKE_SNAPSHOT, Copies, Shelves
 from tickwheel.server.errors import NotLeader
 from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
@@ -60,7 +59,7 @@ class ClusterDevices:
     myself: Self
     health: Health
     stored: Callable[[], list[int]]
-    shards: Path
+    shelves: Shelves
 
 
 class Shelf:
@@ -150,7 +149,7 @@ class ClusterNode:
             me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
         )
         self.copies = Copies(
-            cluster.shards, self.slots, self.runner, self.keeper, self.host,
+            cluster.shelves, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
         )  # fmt: skip
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
