@@ -170,16 +170,28 @@ class SimEtcd:
         """A node hears nothing of its watches for a while."""
         self.reach(node).watch_until_s = self.loop.time() + for_s
 
+    def calm(self) -> None:
+        """From here on nothing goes wrong by itself, and no watch is late."""
+        self.weather = EtcdWeather()
+        self._stale_until_s = 0.0
+        for reach in self._reach.values():
+            reach.watch_until_s = 0.0
+
+    def write(self, key: str, value: bytes) -> None:
+        """Somebody else's hand, at once."""
+        self.do(lambda: self.store.transact([], [Put(key, value)]))
+
     async def storm(self, rng: Random, nodes: Sequence[str], for_s: float) -> None:
         """Call faults at random, one after the other, and heal everything at the end."""
         until_s = self.loop.time() + for_s
         while self.loop.time() < until_s:
             await asyncio.sleep(rng.choice((0.05, 0.5, 2.0)) * rng.random())
-            await self._strike(rng, rng.choice(nodes))
+            await self.strike(rng, rng.choice(nodes))
         for node in nodes:
             self.heal(node)
 
-    async def _strike(self, rng: Random, node: str) -> None:
+    async def strike(self, rng: Random, node: str) -> None:
+        """One fault, from its beginning to its end."""
         match rng.randrange(8):
             case 0:
                 self.down = True

@@ -58,6 +58,19 @@ class DictStore:
     def durable(self) -> Applied:
         return self._announced
 
+    @classmethod
+    def of(cls, shard: int, content: object) -> "DictStore":
+        """A store that holds a copy, durably."""
+        assert isinstance(content, _Content)
+        store = cls(shard)
+        store._now = content
+        store.checkpoint()
+        return store
+
+    def content(self) -> object:
+        """All of it, for a copy: as it is, so copy it before it changes."""
+        return self._now
+
     def close(self) -> None:
         self.checkpoint()
 
