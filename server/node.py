@@ -180,7 +180,8 @@ class Node:
         led = self._runner.slots
         if all(number in led for number, _ in placed):
             return await self._runner.call(placed)
-        answers = iter(await self._runner.call([pair for pair in placed if pair[0] in led]))
+        mine = [pair for pair in placed if pair[0] in led]
+        answers = iter(await self._runner.call(mine) if mine else [])
         return [next(answers) if number in led else _not_led(number) for number, _ in placed]
 
     # --- reads ---
