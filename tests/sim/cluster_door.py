@@ -29,9 +29,9 @@ PAUSE_S = 0.15
 class Door:
     """What `Users` take for a node."""
 
-    def __init__(self, world: "ClusterWorld") -> None:
+    def __init__(self, world: "ClusterWorld", number: int) -> None:
         self._world = world
-        self._rng = Random(f"{world.seed}:door")
+        self._rng = Random(f"{world.seed}:door:{number}")
 
     async def call(self, command: NamedCommand) -> Reply:
         """See `Node.call`."""

@@ -152,7 +152,7 @@ async def _story(world: ClusterWorld) -> None:
         node.boot()
     await _until_whole(world, FOUNDED_S)
     rng = Random(f"{world.seed}:story")
-    users = [asyncio.ensure_future(_user(world)) for _ in range(USERS)]
+    users = [asyncio.ensure_future(_user(world, number)) for number in range(USERS)]
     for act in range(rng.randint(1, ACTS_MAX)):
         await _act(world, rng, act)
     world.closing = True
@@ -161,8 +161,10 @@ async def _story(world: ClusterWorld) -> None:
     await _end(world)
 
 
-async def _user(world: ClusterWorld) -> None:
-    await Users(world, Door(world)).live()  # type: ignore[arg-type]
+async def _user(world: ClusterWorld, number: int) -> None:
+    users = Users(world, Door(world, number))  # type: ignore[arg-type]
+    users._rng = Random(f"{world.seed}:user:{number}")
+    await users.live()
 
 
 async def _end_users(world: ClusterWorld, users: "list[asyncio.Future[None]]") -> None:
@@ -222,7 +224,7 @@ async def _until_whole(world: ClusterWorld, within_s: float) -> None:
 
 
 async def _end(world: ClusterWorld) -> None:
-    door = Door(world)
+    door = Door(world, USERS)
     users = Users(world, door)  # type: ignore[arg-type]
     for promise in list(world.ledger.promises.values()):
         if promise.name in world.ledger.pauses and world.ledger.is_firm(promise.uid):

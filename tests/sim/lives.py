@@ -46,7 +46,19 @@ class Life:
 
     async def ask(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done there and wait for it, from elsewhere; for ever, if the process ends."""
-        return await asyncio.shield(self.spawn(work))
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def answered(task: "asyncio.Task[T]") -> None:
+            error = None if task.cancelled() else task.exception()
+            if answer.done() or task.cancelled():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        self.spawn(work).add_done_callback(answered)
+        return await answer
 
     def end(self) -> None:
         """Nothing of it runs any more."""
