@@ -29,6 +29,7 @@ from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.placement import Site, preference
+from tickwheel.server.replica import Role
 from tickwheel.server.turn import Event, FenceFailed, Leadership, Released
 
 log = get_logger(__name__)
@@ -109,11 +110,14 @@ class Election:
             self._stand_later(number, record)
 
     def _begin(self, number: int, record: ShardRecord) -> None:
-        """This node is named: lead, unless it does already."""
+        """This node is named: lead, unless it does already; if that is over, the record has to say so at last."""
         replica = self._host.replicas[number]
         if replica.epoch < record.epoch:
             replica.led(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
+        elif replica.epoch == record.epoch and replica.role in {Role.FOLLOWER, Role.RELEASED}:
+            released = replica.role == Role.RELEASED
+            self._run(number, self._give_up(number, released=released))
 
     def _stand_later(self, number: int, record: ShardRecord) -> None:
         if number in self._standing:
