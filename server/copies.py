@@ -158,8 +158,12 @@ class Copies:
     # --- out ---
 
     async def open(self, shard: int) -> Shipped:
-        """A copy of a shard that this node leads, for a peer. Raises FailedPrecondition, ResourceExhausted."""
-        if not self._host.serves(shard):
+        """A copy of a shard for a peer, which may be the one whose ack this leader needs to begin at all.
+
+        Raises FailedPrecondition, ResourceExhausted.
+        """
+        replica = self._host.replicas.get(shard)
+        if replica is None or not replica.configs:
             raise FailedPrecondition(f"this node does not lead shard {shard}", reason="NOT_LEADER")
         await self._keeper.flush()
         copy = await self._runner.store.query(partial(self._shelves.take, shard))
