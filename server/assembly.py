@@ -7,7 +7,6 @@ import platform
 import shutil
 import uuid
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -24,9 +23,8 @@ from tickwheel.server.cluster.peers import GrpcPeers
 from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
 from tickwheel.server.clustered import ClusterDevices
 from tickwheel.server.config import Config
-from tickwheel.server.copies import SHIPPED
+from tickwheel.server.copies import SHIPPED, FileShelves
 from tickwheel.server.identity import DataDirectory
-from tickwheel.server.store.compare import hashing
 from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
 
@@ -76,8 +74,7 @@ def make_devices(
         ),
         health=health,
         stored=lambda: stored_shards(shards),
-        shards=shards,
-        hashing=partial(hashing, shards),
+        shelves=FileShelves(shards),
     )
 
 

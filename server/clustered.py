@@ -13,10 +13,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
-from tickwheel.server.agreement import STATE_HASH, Agreement, Hashing
+from tickwheel.server.agreement import STATE_HASH, Agreement
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
@@ -31,7 +30,7 @@ from tickwheel.server.cluster.reshape import Patience, Reshape
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
-from tickwheel.server.copies import TAKE_SNAPSHOT, Copies
+from tickwheel.server.copies import TAKE_SNAPSHOT, Copies, Shelves
 from tickwheel.server.errors import NotLeader
 from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
@@ -62,8 +61,7 @@ class ClusterDevices:
     myself: Self
     health: Health
     stored: Callable[[], list[int]]
-    shards: Path
-    hashing: Hashing
+    shelves: Shelves
 
 
 class Shelf:
@@ -153,10 +151,12 @@ class ClusterNode:
             me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
         )
         self.copies = Copies(
-            cluster.shards, self.slots, self.runner, self.keeper, self.host,
+            cluster.shelves, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
         )  # fmt: skip
-        self.agreement = Agreement(cluster.hashing, self.slots, self.runner, self.keeper, self.host)
+        self.agreement = Agreement(
+            cluster.shelves.hashing, self.slots, self.runner, self.keeper, self.host
+        )
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
         gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
