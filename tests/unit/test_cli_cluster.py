@@ -60,7 +60,7 @@ class Canned(ClusterServiceServicer):
         await self._meet(request, context)
         return self.maps.pop(0) if len(self.maps) > 1 else self.maps[0]
 
-    async def WatchCluster(
+    async def WatchCluster(  # noqa: N802
         self, request: Any, context: Any
     ) -> AsyncIterator[pb.WatchClusterResponse]:  # type: ignore[override]
         await self._meet(request, context)
