@@ -19,6 +19,7 @@ from random import Random
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
+from tickwheel.server.cluster.gauges import Gauges
 from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.member import Member, Self
@@ -43,7 +44,7 @@ from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
-from tickwheel.server.turn import Event, ReplicaOptions, SnapshotWanted
+from tickwheel.server.turn import Event, Leading, ReplicaOptions, SnapshotWanted
 from tickwheel.server.wal import Wal
 
 CLOSE_S = 3.0
@@ -135,8 +136,8 @@ class ClusterNode:
         )  # fmt: skip
         self._shelf.recover(me, cluster.stored(), holds)
         self.keeper = Keeper(config, self.runner, self.slots, self.wal, metrics)
-        self.node = Node(config, self.runner, self.keeper)
-        self.view = View()
+        self.view = View(config.min_copies)
+        self.node = Node(config, self.runner, self.keeper, self.view.thin)
         self.tasks = Tasks(on_fatal)
         self.election = Election(
             me, cluster.etcd, self.view, self.host, clock=clock,
@@ -155,6 +156,8 @@ class ClusterNode:
         )  # fmt: skip
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
+        gauges = Gauges(self.view, self.host, self.election)
+        metrics.watch_more(gauges.present, gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.peers: Peers
         self.control: Control
@@ -215,6 +218,8 @@ class ClusterNode:
     def _event(self, number: int, event: Event) -> None:
         if isinstance(event, SnapshotWanted):
             self.tasks.spawn(self.copies.offer(number, event.peer))
+        elif isinstance(event, Leading):
+            self.beats.soon()
         self.election.event(number, event)
         self.reshape.event(number, event)
 

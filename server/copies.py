@@ -28,6 +28,9 @@ from tickwheel.server.store.snapshot import Snapshot, in_turns, take, verifying
 log = get_logger(__name__)
 
 TAKE_SNAPSHOT: Final = "node/TakeSnapshot"
+SHIPPED: Final = "shipped-"
+"""Directories beside the stores with copies for peers; what a crash leaves of them is removed at the next start."""
+
 ASK_S: Final = 5.0
 AT_A_TIME: Final = 2
 
@@ -85,7 +88,7 @@ class Copies:
             raise FailedPrecondition(f"this node does not lead shard {shard}", reason="NOT_LEADER")
         await self._keeper.flush()
         self._shipped += 1
-        directory = self._shards / f"shipped-{shard:04d}-{self._shipped}"
+        directory = self._shards / f"{SHIPPED}{shard:04d}-{self._shipped}"
         snapshot = await self._runner.store.query(partial(take, self._shards, shard, directory))
         log.info("snapshot taken", extra={"shard": shard, "index": snapshot.index})
         return Shipped(directory, snapshot, self._runner)

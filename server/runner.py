@@ -550,14 +550,18 @@ class Runner:
         slot = self.slots.get(fire.shard)
         while slot is not None and fire.job_row in slot.shard.held:
             await slot.settled.wait()
-        return slot is not None and self._commits.may_act(fire.shard) and slot.shard.may_send(fire)
+        return (
+            slot is not None
+            and not slot.paused
+            and self._commits.may_act(fire.shard)
+            and slot.shard.may_send(fire)
+        )
 
     def _done(self, fire: Fire, outcome: Outcome) -> None:
         slot = self.slots.get(fire.shard)
         if slot is None or slot.shard.epoch != fire.epoch:
-            self._metrics.count_attempt(
-                "ORPHANED"
-            )  # its leadership is over: the successor sends it again
+            # Its leadership is over: the successor knows nothing of this outcome, and sends it again.
+            self._metrics.count_attempt("ORPHANED")
             return
         if outcome.kind == OutcomeKind.WITHDRAWN:
             slot.shard.landed(fire, withdrawn=True)

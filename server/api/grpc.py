@@ -74,6 +74,10 @@ OPTIONS: Final = (
     ("grpc.max_concurrent_streams", limits.CONCURRENT_STREAMS_MAX),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    (
+        "grpc.http2.ping_timeout_ms",
+        10_000,
+    ),  # what ends a silent connection; keepalive_timeout alone does not
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),

@@ -37,9 +37,11 @@ class ShardSeen(NamedTuple):
 
 
 class View:
-    """Nodes, members, shards and wishes, by key."""
+    """Nodes, members, shards and wishes, by key. `thin`: the shards that have fewer voters than `min_copies`."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_copies: int = 1) -> None:
+        self.thin: set[int] = set()
+        self._min_copies = min_copies
         self.nodes: dict[NodeId, NodeSeen] = {}
         self.members: dict[NodeId, MemberState] = {}
         self.shards: dict[int, ShardSeen] = {}
@@ -50,6 +52,7 @@ class View:
         """Bring the view up to date with what a watch yielded."""
         if isinstance(news, Reset):
             self.nodes, self.members, self.shards, self.moves = {}, {}, {}, {}
+            self.thin.clear()
             self._take_items(news.listing.items)
             self.revision = news.listing.revision
             return
@@ -65,7 +68,12 @@ class View:
         """What this node wrote itself, or read in a refusal, counts at once; the watch repeats it later."""
         known = self.shards.get(number)
         if known is None or known.item.mod_revision < item.mod_revision:
-            self.shards[number] = ShardSeen(decode(ShardRecord, item), item)
+            record = decode(ShardRecord, item)
+            self.shards[number] = ShardSeen(record, item)
+            if len(record.voters) < self._min_copies:
+                self.thin.add(number)
+            else:
+                self.thin.discard(number)
 
     def _take(self, key: str, item: Item | None) -> None:
         kind, _, name = key.partition("/")

@@ -78,3 +78,13 @@ def test_members_and_wishes() -> None:
 
 def test_a_node_that_is_not_registered_may_not_lead() -> None:
     assert not view().may_lead(C)
+
+
+def test_shards_with_too_few_copies_are_known() -> None:
+    seen = View(min_copies=2)
+    alone = ShardRecord((A,), (), 4, A, 11, released=False)
+    seen.take(Reset(Listing((shard(3, alone, 20),), 20)))
+    assert seen.thin == {3}
+    both = ShardRecord((A, B), (), 4, A, 11, released=False)
+    seen.take(Batch((Event(shard_key(3), shard(3, both, 21), 21),), 21))
+    assert not seen.thin
