@@ -28,6 +28,7 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Effects, Execution, Ms, Row
 from tickwheel.server.placement import shard_of
+from tickwheel.server.ports import Clock, Dispatch
 from tickwheel.server.query import (
     ExecutionHit,
     ExecutionQuery,
@@ -41,7 +42,7 @@ from tickwheel.server.query import (
 )
 from tickwheel.server.reading import collect, merge
 from tickwheel.server.record import Record, RecordType, ShardMark
-from tickwheel.server.runner import Clock, Dispatch, Runner
+from tickwheel.server.runner import Runner
 from tickwheel.server.shard import Shard
 from tickwheel.server.slot import Slot, read_wants
 from tickwheel.server.store import ShardStore, StorePort
