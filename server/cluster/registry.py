@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from tickwheel.server.cluster.ports import (
     Compare,
@@ -59,7 +59,8 @@ def decode(kind: type[R], item: Item) -> R:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+    is_list: bool = isinstance(value, list)
+    return tuple(value) if is_list else value
 
 
 @dataclass(frozen=True, slots=True)
