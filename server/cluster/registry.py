@@ -59,8 +59,7 @@ def decode(kind: type[R], item: Item) -> R:
 
 
 def _frozen(value: Any) -> Any:
-    is_list: bool = isinstance(value, list)
-    return tuple(value) if is_list else value
+    return value if isinstance(value, bool | int | str) else tuple(value)
 
 
 @dataclass(frozen=True, slots=True)
