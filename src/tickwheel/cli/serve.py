@@ -6,7 +6,7 @@ The server is an extra of the distribution: without it the command says how to g
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -90,9 +90,7 @@ def _load(file: str | None, given: dict[str, Any]) -> "Config":
     from tickwheel.server.errors import InvalidArgument  # noqa: PLC0415 - see the top
 
     try:
-        return cast(
-            "Config", settings.load(given, os.environ, settings.find_file(file, os.environ))
-        )
+        return settings.load(given, os.environ, settings.find_file(file, os.environ))
     except InvalidArgument as error:
         lines = (f"{v.field}: {v.description}" for v in error.violations)
         raise click.UsageError("\n".join(lines)) from error
