@@ -23,7 +23,7 @@ from tickwheel.server.cluster.peers import GrpcPeers
 from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
 from tickwheel.server.clustered import ClusterDevices
 from tickwheel.server.config import Config
-from tickwheel.server.copies import SHIPPED
+from tickwheel.server.copies import SHIPPED, FileShelves
 from tickwheel.server.identity import DataDirectory
 from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
@@ -74,7 +74,7 @@ def make_devices(
         ),
         health=health,
         stored=lambda: stored_shards(shards),
-        shards=shards,
+        shelves=FileShelves(shards),
     )
 
 

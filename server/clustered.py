@@ -13,9 +13,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
+from tickwheel.server.agreement import STATE_HASH, Agreement
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
@@ -30,7 +30,7 @@ from tickwheel.server.cluster.reshape import Patience, Reshape
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
-from tickwheel.server.copies import TAKE_SNAPSHOT, Copies
+from tickwheel.server.copies import TAKE_SNAPSHOT, Copies, Shelves
 from tickwheel.server.errors import NotLeader
 from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
@@ -61,7 +61,7 @@ class ClusterDevices:
     myself: Self
     health: Health
     stored: Callable[[], list[int]]
-    shards: Path
+    shelves: Shelves
 
 
 class Shelf:
@@ -151,12 +151,15 @@ class ClusterNode:
             me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
         )
         self.copies = Copies(
-            cluster.shards, self.slots, self.runner, self.keeper, self.host,
+            cluster.shelves, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
         )  # fmt: skip
+        self.agreement = Agreement(
+            cluster.shelves.hashing, self.slots, self.runner, self.keeper, self.host
+        )
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
-        gauges = Gauges(self.view, self.host, self.election)
+        gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
         metrics.watch_more(gauges.present, gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.peers: Peers
@@ -191,6 +194,7 @@ class ClusterNode:
         self._member.start()
         self.tasks.spawn(self.hand_over.run())
         self.tasks.spawn(self.reshape.run())
+        self.tasks.spawn(self.agreement.run(self.peers))
         self.runner.start_firing()
         self.keeper.start()
 
@@ -200,6 +204,7 @@ class ClusterNode:
         self.keeper.stop()
         self.hand_over.stop()
         self.reshape.stop()
+        self.agreement.stop()
         await self.runner.drain()
         await self.election.release_all(CLOSE_S)
         self.beats.stop()
@@ -229,6 +234,8 @@ class ClusterNode:
         if call.method == TAKE_SNAPSHOT:
             self.copies.take(int(call.request), call.sender)
             return b""
+        if call.method == STATE_HASH:
+            return await self.agreement.answer(int(call.request))
         if self.door is None:
             raise NotLeader("this node is starting", retry_after_ms=RETRY_AFTER_MS)
         async with asyncio.timeout(call.timeout_s):

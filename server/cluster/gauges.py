@@ -1,12 +1,13 @@
 """Floor 3. What an operator watches of a cluster, as names, words and values for the metrics.
 
 Alert on: `cluster_shards_leaderless` above 0 for 10 s, `cluster_shards_thin` above 0 for longer than a restart takes,
-`cluster_registered` 0, `cluster_rights_lapsed` above 0, `cluster_behind_entries` that grows.
+`cluster_registered` 0, `cluster_rights_lapsed` above 0, `cluster_behind_entries` that grows,
+`cluster_replicas_differing` above 0.
 
 Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tickwheel.server.cluster.elect import Election
 from tickwheel.server.cluster.host import Host
@@ -18,7 +19,10 @@ Reading = tuple[str, str, float]
 class Gauges:
     """Reads a node's part in its cluster."""
 
-    def __init__(self, view: View, host: Host, election: Election) -> None:
+    def __init__(
+        self, view: View, host: Host, election: Election, differing: Callable[[], int]
+    ) -> None:
+        self._differing = differing
         self._view = view
         self._host = host
         self._election = election
@@ -49,6 +53,7 @@ class Gauges:
         return (
             ("cluster_leaderships", "Leaderships begun.", host.leaderships),
             ("cluster_leaderships_ended", "Leaderships ended.", host.leaderships_ended),
+            ("cluster_replicas_differing", "Comparisons that failed.", self._differing()),
             ("cluster_messages_ignored", "Messages that said nothing new.", ignored),
         )
 
