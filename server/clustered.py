@@ -188,6 +188,7 @@ class ClusterNode:
             peers=self.peers, tasks=self.tasks, hold=self._hold,
         )  # fmt: skip
         self._member.on_change(self.control.changed)
+        self.leaderships.on_change = self.control.changed
         self.host.start(self.peers, self.leaderships)
         self.beats.start(self.peers, self.election.watch_rights)
         self._member.start()

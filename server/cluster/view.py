@@ -18,6 +18,7 @@ from tickwheel.server.cluster.registry import (
     ShardRecord,
     decode,
 )
+from tickwheel.server.errors import FailedPrecondition
 from tickwheel.server.message import NodeId
 
 
@@ -51,9 +52,12 @@ class View:
     def take(self, news: Batch | Reset) -> None:
         """Bring the view up to date with what a watch yielded."""
         if isinstance(news, Reset):
+            newer = [(n, seen.item) for n, seen in self.shards.items() if _is_newer(seen, news)]
             self.nodes, self.members, self.shards, self.moves = {}, {}, {}, {}
             self.thin.clear()
             self._take_items(news.listing.items)
+            for number, item in newer:
+                self.took(number, item)
             self.revision = news.listing.revision
             return
         for event in news.events:
@@ -76,6 +80,17 @@ class View:
                 self.thin.discard(number)
 
     def _take(self, key: str, item: Item | None) -> None:
+        """Raises FailedPrecondition for what this version does not know: it is no reason to stop the node."""
+        try:
+            self._put(key, item)
+        except ValueError as error:
+            raise FailedPrecondition(
+                f"etcd holds {key!r}, which this version can't read: {error}",
+                reason="ETCD_RECORD_UNKNOWN",
+                metadata={"key": key},
+            ) from error
+
+    def _put(self, key: str, item: Item | None) -> None:
         kind, _, name = key.partition("/")
         match f"{kind}/":
             case registry.NODES:
@@ -119,3 +134,8 @@ class View:
     def is_leaderless(self, record: ShardRecord) -> bool:
         """True when somebody has to take the shard over."""
         return not record.leader or not self.is_alive(record.leader, record.session)
+
+
+def _is_newer(seen: ShardSeen, news: Reset) -> bool:
+    """True for what this node wrote after the listing was made: the watch has yet to tell of it."""
+    return seen.item.mod_revision > news.listing.revision

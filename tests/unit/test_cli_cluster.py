@@ -62,7 +62,7 @@ class Canned(ClusterServiceServicer):
 
     async def WatchCluster(  # noqa: N802
         self, request: Any, context: Any
-    ) -> AsyncIterator[pb.WatchClusterResponse]:  # type: ignore[override]
+    ) -> AsyncIterator[pb.WatchClusterResponse]:
         await self._meet(request, context)
         for shown in self.maps:
             yield pb.WatchClusterResponse(cluster=shown)
@@ -92,7 +92,7 @@ def serving(canned: Canned) -> Generator[str]:
 
     async def serve() -> None:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        add_ClusterServiceServicer_to_server(canned, server)  # type: ignore[no-untyped-call]
+        add_ClusterServiceServicer_to_server(canned, server)
         started.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
         await server.start()
         ready.set()

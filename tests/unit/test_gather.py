@@ -252,7 +252,7 @@ def test_groups_are_summed_in_the_order_of_their_keys(
         for node, part in zip(nodes.values(), parts, strict=True):
             node.scheduler.counts = part
         response = await count(nodes, **more)
-        found = [(getattr(g, g.WhichOneof("key")), g.count) for g in response.counts]
+        found = [(getattr(g, str(g.WhichOneof("key"))), g.count) for g in response.counts]
         assert found == groups
         assert response.total_count == sum(number for _, number in groups)
 
