@@ -170,7 +170,7 @@ def hold_shards(told: Mapping[str, int], namespace: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=[language.name for language in LANGUAGES])
-def test_a_program_goes_on_while_a_node_dies(
+def test_the_program_outlives_a_leader(
     language: Language, tmp_path: Path, sink: Sink
 ) -> None:
     why = missing(language)

@@ -230,10 +230,10 @@ func (s *scenario) allCancelled() {
 	}
 }
 
-// newLeader waits until the map that is watched names a new leader, and all shards are served.
+// newLeader waits until the map that is watched names a new leader, and a leader for every shard.
 func (s *scenario) newLeader() {
 	until := time.Now().Add(leaderTime)
-	for len(s.moved()) == 0 || !s.served() {
+	for len(s.moved()) == 0 || !s.led() {
 		if time.Now().After(until) {
 			revision := s.cluster.Map().GetRevision()
 			s.check(false, "the map of revision %d names no new leader, or not all", revision)
@@ -260,9 +260,9 @@ func (s *scenario) moved() []*tw.Shard {
 	return moved
 }
 
-func (s *scenario) served() bool {
+func (s *scenario) led() bool {
 	return !slices.ContainsFunc(s.cluster.Map().GetShards(), func(shard *tw.Shard) bool {
-		return shard.GetState() != tw.ShardState_SHARD_STATE_SERVING
+		return shard.GetLeader() == ""
 	})
 }
 

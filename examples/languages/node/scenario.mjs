@@ -11,7 +11,6 @@ import { Cluster, shardOf, unary } from './cluster.mjs';
 import { JobState } from './build/stubs/tickwheel/v1/job.js';
 import { CreateJobRequest, Cancellation, GetJobRequest, ListJobsRequest } from './build/stubs/tickwheel/v1/job_service.js';
 import { CancelJobRequest } from './build/stubs/tickwheel/v1/job_service.js';
-import { ShardState } from './build/stubs/tickwheel/v1/cluster_service.js';
 import { PastPolicy } from './build/stubs/tickwheel/v1/schedule.js';
 
 const JOBS = 240;
@@ -166,10 +165,10 @@ class Scenario {
     }
   }
 
-  /** Wait until the map that is watched names a new leader, and all shards are served. */
+  /** Wait until the map that is watched names a new leader, and a leader for every shard. */
   async newLeader() {
     const until = Date.now() + LEADER_MS;
-    while (!this.moved().length || !this.served()) {
+    while (!this.moved().length || !this.led()) {
       if (Date.now() > until) {
         check(false, `the map of revision ${this.cluster.map.revision} names no new leader, or not all`);
         return;
@@ -193,8 +192,8 @@ class Scenario {
     });
   }
 
-  served() {
-    return this.cluster.map.shards.every((shard) => shard.state === ShardState.SERVING);
+  led() {
+    return this.cluster.map.shards.every((shard) => shard.leader);
   }
 }
 

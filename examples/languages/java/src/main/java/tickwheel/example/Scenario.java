@@ -19,7 +19,6 @@ import java.util.concurrent.Future;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Function;
 import tickwheel.v1.ClusterServiceOuterClass.Shard;
-import tickwheel.v1.ClusterServiceOuterClass.ShardState;
 import tickwheel.v1.JobOuterClass.Job;
 import tickwheel.v1.JobOuterClass.JobState;
 import tickwheel.v1.JobServiceOuterClass.CancelJobRequest;
@@ -225,10 +224,10 @@ public final class Scenario {
     }
   }
 
-  /** Wait until the map that is watched names a new leader, and all shards are served. */
+  /** Wait until the map that is watched names a new leader, and a leader for every shard. */
   private void newLeader() throws InterruptedException {
     var until = System.currentTimeMillis() + LEADER_MS;
-    while (moved().isEmpty() || !served()) {
+    while (moved().isEmpty() || !led()) {
       if (System.currentTimeMillis() > until) {
         check(false, "the map of revision %d names no new leader, or not all", cluster.map().getRevision());
         return;
@@ -253,9 +252,8 @@ public final class Scenario {
     return !now.getLeader().isEmpty() && !now.getLeader().equals(was.getLeader()) && now.getEpoch() > was.getEpoch();
   }
 
-  private boolean served() {
-    return cluster.map().getShardsList().stream()
-        .allMatch(shard -> shard.getState() == ShardState.SHARD_STATE_SERVING);
+  private boolean led() {
+    return cluster.map().getShardsList().stream().noneMatch(shard -> shard.getLeader().isEmpty());
   }
 
   /** The command line. */
