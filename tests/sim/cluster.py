@@ -40,7 +40,7 @@ class Survived(NamedTuple):
     seconds: float
 
 
-class TooLong(BaseException):
+class TooLong(KeyboardInterrupt):
     """A seed runs in circles."""
 
 
