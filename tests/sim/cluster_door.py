@@ -76,7 +76,7 @@ class Door:
                 return await self.ask_node(self._pick(), work)
             except (NotLeader, Unavailable) as error:
                 last = error
-                doubt = doubt or isinstance(error, Unavailable)
+                doubt = doubt or not isinstance(error, NotLeader)
                 self._world.marks[f"asked again: {error.reason}"] += 1
             except TimeoutError:
                 last, doubt = Unavailable("no answer", reason="NO_ANSWER"), True
