@@ -101,7 +101,9 @@ class Election:
             return
         record, held = seen.record, self.held
         if number in self._standing and not self._view.is_leaderless(record):
-            self._standing.pop(number).cancel()  # somebody won; the next time has an order of its own
+            self._standing.pop(
+                number
+            ).cancel()  # somebody won; the next time has an order of its own
         if record.leader != self._me and (replica.leads or replica.stands):
             replica.following(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
@@ -177,7 +179,9 @@ class Election:
         if await self._swap(seen.item, new, guards):
             log.info("took over", extra={"shard": number, "epoch": new.epoch})
         else:
-            await asyncio.sleep(RETRY_S)  # while the view is behind, the next try would be refused too
+            await asyncio.sleep(
+                RETRY_S
+            )  # while the view is behind, the next try would be refused too
 
     def _voters(self, record: ShardRecord) -> tuple[NodeId, ...]:
         """With two voters every commit is on both; so the dead one may be left out, or nobody could ever commit again."""
