@@ -328,7 +328,7 @@ def _promised(job: Job, horizon_ms: int) -> Iterator[int]:
         return
     due = job.due_ms
     for operation in job.operations:
-        if operation.kind == "update" and operation.due_ms:
+        if operation.kind == "update" and operation.due_ms and operation.answer != "COMPLETED":
             if not operation.answer:
                 return  # either due time may be the true one
             due = operation.due_ms

@@ -41,6 +41,7 @@ from typing import Any
 
 from bench import calls
 from bench.checker import Change, History, Report, check, name_of
+from bench.cluster import Cluster
 from bench.etcd import find_etcd
 from bench.node import ROOT, Sink
 from bench.report import commit
@@ -59,6 +60,7 @@ WHOLE_S = 60.0
 LEASE_MS = 6_000
 BETWEEN_S = (0.3, 1.5)
 READY_S = 90.0
+DEFAULT = tuple(kind for kind in KINDS if kind != "fail_over")
 DUMPS = ROOT / "tests" / "e2e" / "dumps"
 
 
@@ -91,7 +93,7 @@ class Outcome:
 class Campaign:
     """One leg on a running cluster."""
 
-    def __init__(self, leg: Leg, cluster: ChaosCluster, sink: Sink) -> None:
+    def __init__(self, leg: Leg, cluster: Cluster, sink: Sink) -> None:
         self.leg = leg
         self.sink = sink
         self.watch = Watch(cluster.nodes)
@@ -185,9 +187,11 @@ def fired_ms(fault: Fault, arrivals: Sequence[Arrival], shards: int) -> dict[str
     return {"first": took[0], "last": took[-1], "shards": len(took)}
 
 
-async def run(leg: Leg, cluster: ChaosCluster, sink: Sink) -> Outcome:
-    """On a cluster that serves; channels belong to the loop that runs here."""
-    return await Campaign(leg, cluster, sink).run()
+async def run(leg: Leg, cluster: Cluster, sink: Sink, others: int = 0) -> Outcome:
+    """On a cluster that serves, and holds so many `others`' jobs; channels belong to the loop that runs here."""
+    campaign = Campaign(leg, cluster, sink)
+    campaign.load.others = others
+    return await campaign.run()
 
 
 def run_leg(leg: Leg, directory: Path) -> Outcome:
@@ -312,6 +316,9 @@ def one(leg: Leg, results: Path, keep: Path | None) -> bool:
             directory.mkdir(parents=True)
         start = time.monotonic()
         outcome = run_leg(leg, directory)
+        if keep is not None:
+            arrived = (json.dumps(arrival) for arrival in outcome.arrivals)
+            (directory / "arrivals.ndjson").write_text("\n".join(arrived))
     row = line(leg, outcome, time.monotonic() - start)
     results.parent.mkdir(exist_ok=True)
     with results.open("a") as out:
@@ -329,7 +336,7 @@ def main() -> int:
     parser.add_argument("--legs", type=int, default=2, help="to run now")
     parser.add_argument("--faults", type=int, default=0, help="go on until the file holds so many")
     parser.add_argument("--a-leg", type=int, default=12, help="faults of one leg")
-    parser.add_argument("--kinds", default=",".join(KINDS), help=",".join(KINDS))
+    parser.add_argument("--kinds", default=",".join(DEFAULT), help=",".join(KINDS))
     parser.add_argument("--rate", type=int, default=60, help="creates a second")
     parser.add_argument("--seed", type=int, help="of the first leg; default: one behind the file's")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -105,9 +105,9 @@ class Fault:
 
 @dataclass(slots=True)
 class World:
-    """What the faults act on."""
+    """What the faults act on. Those that cut or fill need a `ChaosCluster`."""
 
-    cluster: ChaosCluster
+    cluster: Cluster
     watch: Watch
     rng: random.Random
     fault: Fault = field(default_factory=lambda: Fault(""))
@@ -116,7 +116,13 @@ class World:
     @property
     def net(self) -> Net:
         """The paths."""
+        assert isinstance(self.cluster, ChaosCluster)
         return self.cluster.net
+
+    @property
+    def names(self) -> list[str]:
+        """Of all nodes."""
+        return [node.name for node in self.cluster.nodes]
 
     def any_node(self) -> ClusterNode:
         """By chance."""
@@ -173,6 +179,15 @@ async def _kill(world: World, node: ClusterNode) -> None:
 async def kill_leader(world: World) -> None:
     """The node that leads most."""
     await _kill(world, world.most())
+
+
+async def fail_over(world: World) -> None:
+    """The same, and it stays away until others serve its shards."""
+    node = world.most()
+    world.strike(node)
+    node.kill()
+    await world.watch.until_served(FAIL_OVER_S)
+    node.spawn()
 
 
 async def kill_random(world: World) -> None:
@@ -289,8 +304,8 @@ async def deaf(world: World) -> None:
     """Nothing that its peers send reaches it; what it sends reaches them."""
     node = world.most()
     world.strike(node)
-    world.hold_all(world.cluster.names, [node.name], Mode.THERE)
-    world.hold_all([node.name], world.cluster.names, Mode.BACK)
+    world.hold_all(world.names, [node.name], Mode.THERE)
+    world.hold_all([node.name], world.names, Mode.BACK)
     await world.pause(3.0, 8.0)
     world.net.heal()
 
@@ -299,8 +314,8 @@ async def mute(world: World) -> None:
     """Nothing that it sends reaches its peers; it hears them."""
     node = world.most()
     world.strike(node)
-    world.hold_all([node.name], world.cluster.names, Mode.THERE)
-    world.hold_all(world.cluster.names, [node.name], Mode.BACK)
+    world.hold_all([node.name], world.names, Mode.THERE)
+    world.hold_all(world.names, [node.name], Mode.BACK)
     await world.pause(3.0, 8.0)
     world.net.heal()
 
@@ -309,15 +324,15 @@ async def cut_peers(world: World) -> None:
     """No peer, either way, but etcd."""
     node = world.most()
     world.strike(node)
-    world.hold_all([node.name], world.cluster.names, Mode.HOLD)
-    world.hold_all(world.cluster.names, [node.name], Mode.HOLD)
+    world.hold_all([node.name], world.names, Mode.HOLD)
+    world.hold_all(world.names, [node.name], Mode.HOLD)
     await world.pause(3.0, 8.0)
     world.net.heal()
 
 
 async def cut_pair(world: World) -> None:
     """Two nodes cannot reach each other; both reach the third, and etcd."""
-    a, b = world.rng.sample(world.cluster.names, 2)
+    a, b = world.rng.sample(world.names, 2)
     world.strike(*(node for node in world.cluster.nodes if node.name in (a, b)))
     world.hold_all([a], [b], Mode.HOLD)
     world.hold_all([b], [a], Mode.HOLD)
@@ -330,8 +345,8 @@ async def cut_all(world: World) -> None:
     node = world.most()
     world.strike(node)
     _etcd(world, node, Mode.HOLD)
-    world.hold_all([node.name], world.cluster.names, Mode.HOLD)
-    world.hold_all(world.cluster.names, [node.name], Mode.HOLD)
+    world.hold_all([node.name], world.names, Mode.HOLD)
+    world.hold_all(world.names, [node.name], Mode.HOLD)
     await world.pause(3.0, 8.0)
     world.net.heal()
 
@@ -363,6 +378,7 @@ async def eio(world: World) -> None:
 
 async def full_disk(world: World) -> None:
     """The disk of one node is full for some seconds: it refuses or ends, and comes back when there is room."""
+    assert isinstance(world.cluster, ChaosCluster)
     disk = world.cluster.disk
     assert disk is not None
     node = world.cluster.nodes[-1]
@@ -432,7 +448,7 @@ KINDS: dict[str, Kind] = {
     "roll": roll, "wipe": wipe, "etcd_member": etcd_member, "etcd_all": etcd_all,
     "cut_etcd": cut_etcd, "deaf": deaf, "mute": mute, "cut_peers": cut_peers,
     "cut_pair": cut_pair, "cut_all": cut_all, "eio": eio, "full_disk": full_disk, "move": move,
-    "drain": drain, "drain_kill": drain_kill,
+    "drain": drain, "drain_kill": drain_kill, "fail_over": fail_over,
 }  # fmt: skip
 
 

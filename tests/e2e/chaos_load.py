@@ -13,8 +13,11 @@ from typing import TypeVar
 
 import grpc.aio
 from bench import calls
+from bench.checker import Job
 from bench.node import Node, Sink
 from tests.e2e.crash import Driver, Leg
+
+from tickwheel.v1 import job_service_pb2 as js
 
 T = TypeVar("T")
 TRY_S = 4.0
@@ -67,6 +70,7 @@ class Load(Driver):
         self.stopping = False
         self.dropped = 0
         self._under_way: set[asyncio.Task[None]] = set()
+        self._disturbed: set[str] = set()
 
     async def begin(self) -> None:
         """The recurring jobs."""
@@ -92,6 +96,19 @@ class Load(Driver):
         await self.create([job for job, _ in batch], [request for _, request in batch])
         if self.rng.random() < 0.5:
             await asyncio.gather(*(self.disturb(job) for job in self.pick(batch)))
+
+    async def create(self, jobs: Sequence[Job], requests: Sequence[js.CreateJobRequest]) -> None:
+        """See `Driver`; what is refused for good is a fault of the cluster, and the campaign goes on."""
+        try:
+            await super().create(jobs, requests)
+        except (grpc.aio.AioRpcError, AssertionError) as error:
+            self.story.faults.append(f"create: {str(error)[:300]}")
+
+    def pick(self, batch: Sequence[tuple[Job, js.CreateJobRequest]]) -> list[Job]:
+        """See `Driver`; a job is disturbed once, so that the order of two operations is never in doubt."""
+        picked = [job for job in super().pick(batch) if job.name not in self._disturbed]
+        self._disturbed |= {job.name for job in picked}
+        return picked
 
     async def end(self) -> None:
         """Close the channels."""

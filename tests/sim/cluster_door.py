@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.sim.ledger import Promise
+from tests.sim.users import Users
+
 from tickwheel.server.command import JobView, NamedCommand, Reply
 from tickwheel.server.errors import NotLeader, TickwheelError, Unavailable
 from tickwheel.server.model import Execution, Ms
@@ -30,6 +33,8 @@ class Door:
     """What `Users` take for a node."""
 
     def __init__(self, world: "ClusterWorld", number: int) -> None:
+        self.arrived_before = -1
+        """What had arrived when the last call was first taken by a node, or may have been."""
         self._world = world
         self._rng = Random(f"{world.seed}:door:{number}")
 
@@ -54,7 +59,7 @@ class Door:
     async def ask_node(self, sim: "SimNode", work: Callable[[Node], Awaitable[T]]) -> T:
         """Ask this one. Raises TickwheelError; TimeoutError: nobody answered."""
         if not sim.up:
-            raise Unavailable("the connection is refused")
+            raise NotLeader("the connection is refused", reason="NOT_UP")
         node, life = sim.node, sim.life
         assert node is not None
         assert life is not None
@@ -63,14 +68,18 @@ class Door:
 
     async def _ask(self, work: Callable[[Node], Awaitable[T]]) -> T:
         last: TickwheelError = Unavailable("nobody was asked")
+        doubt = False
         for _ in range(TRIES):
+            if not doubt:
+                self.arrived_before = len(self._world.ledger.arrivals)
             try:
                 return await self.ask_node(self._pick(), work)
             except (NotLeader, Unavailable) as error:
                 last = error
+                doubt = doubt or not isinstance(error, NotLeader)
                 self._world.marks[f"asked again: {error.reason}"] += 1
             except TimeoutError:
-                last = Unavailable("no answer", reason="NO_ANSWER")
+                last, doubt = Unavailable("no answer", reason="NO_ANSWER"), True
                 self._world.marks["asked again: no answer"] += 1
             await asyncio.sleep(self._rng.random() * PAUSE_S)
         raise last
@@ -79,6 +88,22 @@ class Door:
         """Anybody that takes connections, which a paused process does."""
         up = [node for node in self._world.nodes if node.up]
         return self._rng.choice(up or self._world.nodes)
+
+
+class ClusterUsers(Users):
+    """A user of a cluster, with chance of its own."""
+
+    def __init__(self, world: "ClusterWorld", number: int) -> None:
+        self._door = Door(world, number)
+        super().__init__(world, self._door)  # type: ignore[arg-type]
+        self._rng = Random(f"{world.seed}:user:{number}")
+
+    async def _disturb(self, promise: Promise, command: NamedCommand) -> None:
+        """What arrived while nodes said that they do not lead came before the cancel."""
+        await super()._disturb(promise, command)
+        before = self._world.ledger.arrivals[: self._door.arrived_before]
+        if any(arrival.id.startswith(promise.uid.hex()) for arrival in before):
+            promise.never_sent = False
 
 
 async def _done(answer: Awaitable[Any]) -> Any:

@@ -97,6 +97,8 @@ class Watch:
 
     def _watch_replica(self, replica: Replica) -> None:
         at, log = (replica.me, replica.shard), replica._log
+        if replica.promised < self._promised.get(at, 0):
+            self._blame(f"{self._name(at[0])} forgot a promise of shard {at[1]}")
         self._durable[at] = log.last_index
         self._promised[at] = replica.promised
         self._logs[at] = {e.index: e.epoch for e in log.between(log.base_index, log.last_index)}

@@ -259,7 +259,10 @@ class SimNode:
         self._make_empty(self.generation + 1)
 
     async def stop(self) -> None:
-        """As the application does it, in bounded time."""
+        """As the application does it, in bounded time; goes on even if nobody waits for it any more."""
+        await asyncio.shield(asyncio.ensure_future(self._stop_in_time()))
+
+    async def _stop_in_time(self) -> None:
         life = self.life
         if life is None or not self.up:
             return

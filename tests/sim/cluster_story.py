@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from tests.sim.cluster_door import Door
+from tests.sim.cluster_door import ClusterUsers, Door
 from tests.sim.cluster_faults import Trouble
 from tests.sim.cluster_world import ClusterWorld, make_scratch
 from tests.sim.disk import PowerCut
 from tests.sim.ledger import Books, judge
 from tests.sim.lives import LIFE
 from tests.sim.mirror import check_flushed
-from tests.sim.users import NAMESPACE, Users
+from tests.sim.users import NAMESPACE
 
 from tickwheel.server import codec
 from tickwheel.server.errors import Fatal, NotFound, TickwheelError
@@ -166,9 +166,7 @@ async def _story(world: ClusterWorld) -> None:
 
 
 async def _user(world: ClusterWorld, number: int) -> None:
-    users = Users(world, Door(world, number))  # type: ignore[arg-type]
-    users._rng = Random(f"{world.seed}:user:{number}")
-    await users.live()
+    await ClusterUsers(world, number).live()
 
 
 async def _end_users(world: ClusterWorld, users: "list[asyncio.Future[None]]") -> None:
@@ -231,7 +229,7 @@ async def _until_whole(world: ClusterWorld, within_s: float) -> None:
 
 async def _end(world: ClusterWorld) -> None:
     door = Door(world, USERS)
-    users = Users(world, door)  # type: ignore[arg-type]
+    users = ClusterUsers(world, USERS)
     for promise in list(world.ledger.promises.values()):
         if promise.name in world.ledger.pauses and world.ledger.is_firm(promise.uid):
             await users.resume(promise)
