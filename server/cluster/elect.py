@@ -100,6 +100,10 @@ class Election:
         if seen is None or replica is None or self.stopped:
             return
         record, held = seen.record, self.held
+        if number in self._standing and not self._view.is_leaderless(record):
+            self._standing.pop(
+                number
+            ).cancel()  # somebody won; the next time has an order of its own
         if record.leader != self._me and (replica.leads or replica.stands):
             replica.following(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
@@ -174,6 +178,10 @@ class Election:
         guards = take_over_guards(seen.item, record, self._me, held.create_revision)
         if await self._swap(seen.item, new, guards):
             log.info("took over", extra={"shard": number, "epoch": new.epoch})
+        else:
+            await asyncio.sleep(
+                RETRY_S
+            )  # while the view is behind, the next try would be refused too
 
     def _voters(self, record: ShardRecord) -> tuple[NodeId, ...]:
         """With two voters every commit is on both; so the dead one may be left out, or nobody could ever commit again."""

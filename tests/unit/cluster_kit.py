@@ -45,11 +45,13 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def until(holds: Callable[[], object], timeout_s: float = 60.0) -> None:
+async def until(
+    holds: Callable[[], object], timeout_s: float = 60.0, step_s: float = 0.005
+) -> None:
     """Wait for a condition, in virtual time."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - bounded
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(step_s)
 
 
 def node_record(name: NodeId, host: str = "", zone: str = "") -> NodeRecord:
