@@ -120,7 +120,8 @@ func Call[T any](
 	}
 }
 
-// repeatable: UNAVAILABLE, nothing was done; DEADLINE_EXCEEDED, nobody knows. All others are definite answers.
+// repeatable tells what is no answer. UNAVAILABLE: nothing was done, if a node says so; if the connection broke, nobody
+// knows. DEADLINE_EXCEEDED: nobody knows. All others are definite answers.
 func repeatable(err error) bool {
 	code := status.Code(err)
 	return code == codes.Unavailable || code == codes.DeadlineExceeded

@@ -112,7 +112,10 @@ final class Cluster implements AutoCloseable {
     }
   }
 
-  /** UNAVAILABLE: nothing was done. DEADLINE_EXCEEDED: nobody knows. All others are definite answers. */
+  /**
+   * UNAVAILABLE: nothing was done, if a node says so; if the connection broke, nobody knows. DEADLINE_EXCEEDED: nobody
+   * knows. All others are definite answers.
+   */
   private static boolean repeatable(StatusRuntimeException error) {
     var code = error.getStatus().getCode();
     return code == Status.Code.UNAVAILABLE || code == Status.Code.DEADLINE_EXCEEDED;
