@@ -62,7 +62,9 @@ LANGUAGES = (
         ("npm ci --no-audit --no-fund --loglevel=error", "npm run generate"),
         ("node", "scenario.mjs"),
     ),
-    Language("go", ("go",), ("sh generate.sh", "go build -o build/scenario ."), ("build/scenario",)),
+    Language(
+        "go", ("go",), ("sh generate.sh", "go build -o build/scenario ."), ("build/scenario",)
+    ),
     Language(
         "java",
         ("java", "javac", "mvn"),
@@ -170,9 +172,7 @@ def hold_shards(told: Mapping[str, int], namespace: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=[language.name for language in LANGUAGES])
-def test_the_program_outlives_a_leader(
-    language: Language, tmp_path: Path, sink: Sink
-) -> None:
+def test_the_program_outlives_a_leader(language: Language, tmp_path: Path, sink: Sink) -> None:
     why = missing(language)
     if why:
         pytest.skip(why)
