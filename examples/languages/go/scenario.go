@@ -2,8 +2,8 @@
 //
 //	build/scenario 127.0.0.1:7070,127.0.0.1:7071,127.0.0.1:7072 http://127.0.0.1:9000/ok [namespace]
 //
-// Kill a node with -9 when it says "ready to lose a node"; it waits for nothing. The exit code is 0 if every check holds.
-// The lines "job" and "cancel" are for a judge that knows what the target saw; ../README.md lists them.
+// Kill a node with -9 when it says "ready to lose a node"; it waits for nothing. The exit code is 0 if every check
+// holds. The lines "job" and "cancel" are for a judge that knows what the target saw; ../README.md lists them.
 package main
 
 import (
@@ -119,7 +119,8 @@ func (s *scenario) take() int {
 	return s.next - 1
 }
 
-// story of one job: made, read, and every fifth cancelled. Every other one is named by the server, after its request_id.
+// story of one job: made, read, and every fifth cancelled. Every other one is named by the server, after its
+// request_id.
 func (s *scenario) story(number int) {
 	own := ""
 	if number%2 == 0 {

@@ -2,15 +2,20 @@
 //
 //     node scenario.mjs 127.0.0.1:7070,127.0.0.1:7071,127.0.0.1:7072 http://127.0.0.1:9000/ok [namespace]
 //
-// Kill a node with -9 when it says `ready to lose a node`; it waits for nothing. The exit code is 0 if every check holds.
-// The lines `job` and `cancel` are for a judge that knows what the target saw; ../README.md lists them.
+// Kill a node with -9 when it says `ready to lose a node`; it waits for nothing. The exit code is 0 if every check
+// holds. The lines `job` and `cancel` are for a judge that knows what the target saw; ../README.md lists them.
 
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Cluster, shardOf, unary } from './cluster.mjs';
 import { JobState } from './build/stubs/tickwheel/v1/job.js';
-import { CreateJobRequest, Cancellation, GetJobRequest, ListJobsRequest } from './build/stubs/tickwheel/v1/job_service.js';
-import { CancelJobRequest } from './build/stubs/tickwheel/v1/job_service.js';
+import {
+  CancelJobRequest,
+  Cancellation,
+  CreateJobRequest,
+  GetJobRequest,
+  ListJobsRequest,
+} from './build/stubs/tickwheel/v1/job_service.js';
 import { PastPolicy } from './build/stubs/tickwheel/v1/schedule.js';
 
 const JOBS = 240;

@@ -207,7 +207,8 @@ public final class Scenario {
   private void sameAgain() throws InterruptedException {
     for (var was : made.values()) {
       var again = ask("", node -> node.jobs().createJob(was.request()));
-      check(again.getUid().equals(was.uid()), "%s: made as %s, and again as %s", again.getName(), was.uid(), again.getUid());
+      var uid = again.getUid();
+      check(uid.equals(was.uid()), "%s: made as %s, and again as %s", again.getName(), was.uid(), uid);
     }
   }
 
