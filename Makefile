@@ -94,7 +94,7 @@ model: setup      ## the model of the cluster's protocol: random walks (ARGS=--h
 
 # Needs node and npm, go, or java, javac and mvn: what is missing is skipped, and says so.
 languages: setup $(GEN)/.stamp      ## programs in Node.js, Go and Java while a node is killed (ARGS='-k java')
-	$(PY) -m pytest -m slow tests/e2e/test_languages.py $(ARGS)
+	$(PY) -m pytest -m slow -o faulthandler_timeout=690 tests/e2e/test_languages.py $(ARGS)
 
 $(GEN)/.stamp: proto/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv and pip is needed (PYTHON=...)."; exit 1; }

@@ -62,7 +62,9 @@ LANGUAGES = (
         ("npm ci --no-audit --no-fund --loglevel=error", "npm run generate"),
         ("node", "scenario.mjs"),
     ),
-    Language("go", ("go",), ("sh generate.sh", "go build -o build/scenario ."), ("build/scenario",)),
+    Language(
+        "go", ("go",), ("sh generate.sh", "go build -o build/scenario ."), ("build/scenario",)
+    ),
     Language(
         "java",
         ("java", "javac", "mvn"),
@@ -170,9 +172,7 @@ def hold_shards(told: Mapping[str, int], namespace: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=[language.name for language in LANGUAGES])
-def test_the_program_outlives_a_leader(
-    language: Language, tmp_path: Path, sink: Sink
-) -> None:
+def test_the_program_outlives_a_leader(language: Language, tmp_path: Path, sink: Sink) -> None:
     why = missing(language)
     if why:
         pytest.skip(why)
@@ -186,7 +186,8 @@ def test_the_program_outlives_a_leader(
         story = tell(
             language, arguments, lambda: lose_the_busiest(cluster, outages), tmp_path / "errors"
         )
-        sys.stdout.write("\n".join([*story.rest, str(story.numbers)]))
+        numbers = [f"{what} {number}" for what, number in story.numbers.items()]
+        sys.stdout.write("\n".join([*story.rest, *numbers, ""]))
         jobs = list(story.jobs.values())
         horizon_ms = max(job.due_ms for job in jobs) + 2_500
         wait_until(lambda: calls.now_ms() > horizon_ms, 60.0, "the last cancelled job's time")

@@ -59,8 +59,8 @@ type Cluster struct {
 	stubs map[string]*Stubs
 }
 
-// Open takes the first map, and follows its changes from then on. The addresses are host:port of some nodes, at least one
-// of them alive.
+// Open takes the first map, and follows its changes from then on. The addresses are host:port of some nodes, at least
+// one of them alive.
 func Open(ctx context.Context, addresses []string) (*Cluster, error) {
 	cluster := &Cluster{addresses: addresses, stubs: map[string]*Stubs{}}
 	first, err := Call(ctx, cluster, nil, func(ctx context.Context, stubs *Stubs) (*tw.Cluster, error) {
@@ -94,8 +94,8 @@ func (cluster *Cluster) Map() *tw.Cluster {
 	return cluster.shown
 }
 
-// Call makes a call until it has a definite answer. The key is of the job it is about, or nil: any node answers any call,
-// the leader of the job's shard answers with one hop less.
+// Call makes a call until it has a definite answer. The key is of the job it is about, or nil: any node answers any
+// call, the leader of the job's shard answers with one hop less.
 func Call[T any](
 	ctx context.Context, cluster *Cluster, key *Key, attempt func(context.Context, *Stubs) (T, error),
 ) (T, error) {
@@ -120,7 +120,8 @@ func Call[T any](
 	}
 }
 
-// repeatable: UNAVAILABLE, nothing was done; DEADLINE_EXCEEDED, nobody knows. All others are definite answers.
+// repeatable tells what is no answer. UNAVAILABLE: nothing was done, if a node says so; if the connection broke, nobody
+// knows. DEADLINE_EXCEEDED: nobody knows. All others are definite answers.
 func repeatable(err error) bool {
 	code := status.Code(err)
 	return code == codes.Unavailable || code == codes.DeadlineExceeded

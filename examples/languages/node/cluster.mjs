@@ -15,7 +15,8 @@ const CALL_MS = 60_000; // for a call with all its repeats
 const PAUSE_MS = 50; // between two attempts
 const WATCH_MS = 20_000; // then the watch is opened anew, so that a silent connection does not go unnoticed
 
-// UNAVAILABLE: nothing was done. DEADLINE_EXCEEDED: nobody knows. All others are definite answers.
+// UNAVAILABLE: nothing was done, if a node says so; if the connection broke, nobody knows. DEADLINE_EXCEEDED: nobody
+// knows. All others are definite answers.
 const REPEATABLE = new Set([grpc.status.UNAVAILABLE, grpc.status.DEADLINE_EXCEEDED]);
 
 const CHANNEL = {

@@ -2,15 +2,20 @@
 //
 //     node scenario.mjs 127.0.0.1:7070,127.0.0.1:7071,127.0.0.1:7072 http://127.0.0.1:9000/ok [namespace]
 //
-// Kill a node with -9 when it says `ready to lose a node`; it waits for nothing. The exit code is 0 if every check holds.
-// The lines `job` and `cancel` are for a judge that knows what the target saw; ../README.md lists them.
+// Kill a node with -9 when it says `ready to lose a node`; it waits for nothing. The exit code is 0 if every check
+// holds. The lines `job` and `cancel` are for a judge that knows what the target saw; ../README.md lists them.
 
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Cluster, shardOf, unary } from './cluster.mjs';
 import { JobState } from './build/stubs/tickwheel/v1/job.js';
-import { CreateJobRequest, Cancellation, GetJobRequest, ListJobsRequest } from './build/stubs/tickwheel/v1/job_service.js';
-import { CancelJobRequest } from './build/stubs/tickwheel/v1/job_service.js';
+import {
+  CancelJobRequest,
+  Cancellation,
+  CreateJobRequest,
+  GetJobRequest,
+  ListJobsRequest,
+} from './build/stubs/tickwheel/v1/job_service.js';
 import { PastPolicy } from './build/stubs/tickwheel/v1/schedule.js';
 
 const JOBS = 240;
@@ -41,16 +46,10 @@ class Scenario {
     this.before = null; // the map when it was ready
   }
 
-  /** One call about a job, at its leader if there is one. */
+  /** One call: about a job, at its leader if there is one; about none (an empty id), anywhere. */
   ask(id, method, request) {
-    return this.cluster.call({ namespace: this.namespace, job: id }, ({ jobs }, options) =>
-      unary(jobs, method, request, options),
-    );
-  }
-
-  /** One call that any node may answer. */
-  askAny(method, request) {
-    return this.cluster.call(null, ({ jobs }, options) => unary(jobs, method, request, options));
+    const key = id ? { namespace: this.namespace, job: id } : null;
+    return this.cluster.call(key, ({ jobs }, options) => unary(jobs, method, request, options));
   }
 
   async run() {
@@ -76,16 +75,17 @@ class Scenario {
     }
   }
 
-  /** One job: made, read, and every fifth cancelled. */
+  /** One job: made, read, and every fifth cancelled. Every other one is named by the server, after its request_id. */
   async story(number) {
-    const id = `order-${String(number).padStart(3, '0')}`;
-    const name = `${this.parent}/jobs/${id}`;
+    const own = number % 2 ? '' : `order-${String(number).padStart(3, '0')}`;
     const cancel = number % CANCEL_EVERY === CANCEL_EVERY - 1;
     const due = Date.now() + (cancel ? CANCELLED_FIRE_MS : FIRE_MS);
-    const request = this.creation(id, due);
-    const made = await this.ask(id, 'createJob', request);
+    const request = this.creation(own, due);
+    const made = await this.ask(own, 'createJob', request);
+    const { name } = made;
+    const id = name.slice(name.lastIndexOf('/') + 1);
     this.made.set(name, { request, uid: made.uid });
-    check(made.name === name, `${id}: made as ${made.name}`);
+    check(!own || name === `${this.parent}/jobs/${own}`, `${own}: made as ${name}`);
     const shard = shardOf(this.namespace, id, this.cluster.map.shardCount);
     console.log(`job ${id} ${made.uid} ${due} ${shard}`);
     const read = await this.ask(id, 'getJob', GetJobRequest.create({ name }));
@@ -135,7 +135,7 @@ class Scenario {
     let pageToken = '';
     do {
       const request = ListJobsRequest.create({ parent: this.parent, pageSize: PAGE, pageToken, consistent });
-      const page = await this.askAny('listJobs', request);
+      const page = await this.ask('', 'listJobs', request);
       names.push(...page.jobs.map((job) => job.name));
       pageToken = page.nextPageToken;
     } while (pageToken);
@@ -145,7 +145,7 @@ class Scenario {
   /** Every create once more, at any node: the same job. */
   async sameAgain() {
     for (const [name, { request, uid }] of this.made) {
-      const again = await this.askAny('createJob', request);
+      const again = await this.ask('', 'createJob', request);
       check(again.uid === uid, `${name}: made as ${uid}, and again as ${again.uid}`);
     }
   }

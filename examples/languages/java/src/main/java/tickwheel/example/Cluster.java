@@ -23,9 +23,9 @@ import tickwheel.v1.JobServiceGrpc;
 /**
  * The part to copy: a cluster of Tickwheel nodes as one service, for many threads.
  *
- * <p>It keeps the newest map of the cluster, knows which node leads a job's shard, and repeats a call on the next address
- * when a node does not answer. A repeat is the same request, {@code request_id} included, so it is safe however often it
- * is made.
+ * <p>It keeps the newest map of the cluster, knows which node leads a job's shard, and repeats a call on the next
+ * address when a node does not answer. A repeat is the same request, {@code request_id} included, so it is safe however
+ * often it is made.
  */
 final class Cluster implements AutoCloseable {
   private static final long ATTEMPT_MS = 3_000; // for one node to answer
@@ -112,7 +112,10 @@ final class Cluster implements AutoCloseable {
     }
   }
 
-  /** UNAVAILABLE: nothing was done. DEADLINE_EXCEEDED: nobody knows. All others are definite answers. */
+  /**
+   * UNAVAILABLE: nothing was done, if a node says so; if the connection broke, nobody knows. DEADLINE_EXCEEDED: nobody
+   * knows. All others are definite answers.
+   */
   private static boolean repeatable(StatusRuntimeException error) {
     var code = error.getStatus().getCode();
     return code == Status.Code.UNAVAILABLE || code == Status.Code.DEADLINE_EXCEEDED;
