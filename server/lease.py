@@ -2,8 +2,7 @@
 
     leader   ── Beat(sent 100, led: shard 3 at epoch 6) ──────────► voter
     leader   ◄───────────────── BeatAcked(100, refused: none) ───── voter, at its time a
-    covered until 100 + L (1 - rho)                                 grants no fence above epoch 6 before a + L;
-                                                                    once one asks, it acks no beat below that any more
+    covered until 100 + L (1 - rho)                                 grants no fence above epoch 6 before a + L
 
 The beat was sent before it was acked, and no clock is more than rho faster than another: so the leader's right is over
 before the voter helps another leader to begin. A right needs Qc voters, a fence Qf, and any Qc meet any Qf.
@@ -61,28 +60,28 @@ class Holds:
         self._promised[shard] = max(epoch, self._promised.get(shard, 0))
 
     def beat(self, beat: Beat, now_ms: int) -> BeatAcked:
-        """Ack a leader's beat, and hold to it from now on.
-
-        Not to one whose successor has asked already: a leader that etcd alone does not hear would be held to for ever.
-        """
+        """Ack a leader's beat, and hold to it from now on."""
         refused: list[int] = []
         for shard, epoch in beat.led:
             hold = self._holds.get(shard)
-            least = max(self._promised.get(shard, 0), self._asked.get(shard, 0))
-            if epoch < least or (hold is not None and epoch < hold.epoch):
+            lowest = max(self._promised.get(shard, 0), self._asked.get(shard, 0))
+            if epoch < lowest or (hold is not None and epoch < hold.epoch):
                 refused.append(shard)
             else:
                 self._holds[shard] = _Hold(epoch, now_ms + self._lease_ms)
         return BeatAcked(beat.sent_ms, tuple(refused))
 
     def wait_ms(self, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
-        """How long a Fence for `epoch` has to wait; 0 if it may be granted. Whoever asks has won the record.
+        """How long a Fence for `epoch` has to wait; 0 if it may be granted.
+
+        That it was asked for is remembered: no leader below it is acked any more, or one that cannot see that its time
+        is over would be held to for ever, beat by beat.
 
         `released` is said by the leader of `epoch` - 1 alone, so nobody else's hold ends by it. What was acked before
         our start is forgotten; yet if we promised `epoch` - 1, nobody below it was acked since.
         """
-        excused = epoch - 1 if released else -1
         self._asked[shard] = max(epoch, self._asked.get(shard, 0))
+        excused = epoch - 1 if released else -1
         until_ms = 0 if self._promised.get(shard, 0) == excused else self._waking_ms
         hold = self._holds.get(shard)
         if hold is not None and hold.epoch < epoch and hold.epoch != excused:

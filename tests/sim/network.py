@@ -16,6 +16,7 @@ decided by the same `Admission` as in a real node, and what waits is held in the
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -60,6 +61,8 @@ class SimNetwork:
         self._processes: dict[str, SimPeers] = {}
         self._blocked: set[tuple[str, str]] = set()
         self._paused: set[str] = set()
+        self.context = copy_context()
+        """What is under way belongs to nobody: it arrives though its sender has died (see `lives`)."""
 
     def join(self, address: str, me: Identity, owner: Owner) -> "SimPeers":
         """A process begins to listen at an address that is free."""
@@ -155,7 +158,7 @@ class SimPeers:
         self._source = SnapshotSource(owner.open_snapshot)
         self._stream = 0
         self._members: dict[NodeId, Member] = {}
-        self._links: dict[NodeId, tuple[Member, _Lane, _Lane]] = {}
+        self._links: dict[NodeId, tuple[str, _Lane, _Lane]] = {}
 
     # --- Peers ---
 
@@ -261,7 +264,7 @@ class SimPeers:
     def tell(self, peer: NodeId, *, up: bool) -> None:
         """Call the owner, in a turn of its own."""
         told = self.owner.on_connected if up else self.owner.on_disconnected
-        asyncio.get_running_loop().call_soon(self._tell, told, peer)
+        asyncio.get_running_loop().call_soon(self._tell, told, peer, context=self.network.context)
 
     def _tell(self, told: Callable[[NodeId], None], peer: NodeId) -> None:
         if not self.closed:
@@ -274,23 +277,24 @@ class SimPeers:
             self.owner.on_messages(caller.sender, caller.session, messages)
 
     def _connect(self, members: Mapping[NodeId, Member]) -> None:
-        for node in [n for n, (member, *_) in self._links.items() if members.get(n) != member]:
+        addresses = {node: member.address for node, member in members.items()}
+        for node in [n for n, (address, *_) in self._links.items() if addresses.get(n) != address]:
             _, *lanes = self._links.pop(node)
             for lane in lanes:
                 lane.close()
-        for node, member in members.items():
+        for node, address in addresses.items():
             if node not in self._links:
                 bulk = BulkQueue(self.network.options.queue_bytes_max)
                 self._links[node] = (
-                    member,
-                    _Lane(self, node, member.address, pb.LANE_BULK, bulk),
-                    _Lane(self, node, member.address, pb.LANE_BEATS, BeatQueue()),
+                    address,
+                    _Lane(self, node, address, pb.LANE_BULK, bulk),
+                    _Lane(self, node, address, pb.LANE_BEATS, BeatQueue()),
                 )
 
     def _address(self, peer: NodeId) -> str:
         if peer not in self._links:
             raise Unavailable(f"node {peer} is not there", reason="PEER_UNREACHABLE")
-        return self._links[peer][0].address
+        return self._links[peer][0]
 
     async def _reach(self, address: str, wait_s: float) -> "SimPeers":
         """The process there, by a connection that is made now. Raises Unavailable."""
@@ -387,7 +391,8 @@ class _Lane:
     def break_later(self, _why: str) -> None:
         """The end of the connection becomes known here after a while; nothing arrives at the other end any more."""
         self._connection.cut()
-        self._loop.call_later(self._network.delay_s(), self._break_if, self._connection)
+        delay_s, context = self._network.delay_s(), self._network.context
+        self._loop.call_later(delay_s, self._break_if, self._connection, context=context)
 
     # --- connecting ---
 
@@ -463,7 +468,7 @@ class _Lane:
                 self.break_later("the other end gave it up meanwhile")
         elif not alive and self._suspicion is None:
             self._suspicion = self._loop.call_later(
-                self._network.weather.keepalive_s, self._give_up
+                self._network.weather.keepalive_s, self._give_up, context=self._network.context
             )
         if alive and self._network.at(self.target) is not self._connection.target:
             self.break_later("the process there is another one")
@@ -502,7 +507,8 @@ class _Lane:
             connection.arrives_s, self._loop.time() + self._network.delay_s()
         )
         connection.put(frame)
-        self._loop.call_at(connection.arrives_s, self._arrived, connection)
+        context = self._network.context
+        self._loop.call_at(connection.arrives_s, self._arrived, connection, context=context)
 
     def _arrived(self, connection: "_Connection") -> None:
         connection.arrived += 1
