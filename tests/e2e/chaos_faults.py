@@ -204,7 +204,9 @@ async def kill_two(world: World) -> None:
     first.spawn()
     await asyncio.to_thread(first.wait_ready, ENDS_S)
     leads = world.watch.leads()
-    second = max((n for n in world.cluster.nodes if n is not first), key=lambda n: len(leads[n.name]))
+    second = max(
+        (n for n in world.cluster.nodes if n is not first), key=lambda n: len(leads[n.name])
+    )
     with suppress(TimeoutError):
         await world.watch.whole(ENDS_S)
     second.kill()
