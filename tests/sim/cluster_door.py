@@ -1,7 +1,7 @@
 """How the users of a simulated cluster reach it: any node, another one if that does not lead, and again if in doubt.
 
-    call ──► a node ──► NOT_LEADER, LEADERLESS ──► another        refused: nothing was done
-                  └──► no answer in time, OUTCOME_UNKNOWN ──► the same once more, as it was (same request_id)
+call ──► a node ──► NOT_LEADER, LEADERLESS ──► another        refused: nothing was done
+              └──► no answer in time, OUTCOME_UNKNOWN ──► the same once more, as it was (same request_id)
 """
 
 import asyncio

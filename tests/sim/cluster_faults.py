@@ -1,6 +1,6 @@
 """What may go wrong in a simulated cluster: its weather, and the strikes that fall on it, at most two at a time.
 
-    troublemaker ──► sleep ──► strike a node, a path or etcd ──► wait ──► take it back ──► sleep ──► ...
+troublemaker ──► sleep ──► strike a node, a path or etcd ──► wait ──► take it back ──► sleep ──► ...
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from tests.sim.etcd import EtcdWeather, draw_etcd_weather
 from tests.sim.faults import KIB
 from tests.sim.network import NetworkWeather
 
-
 if TYPE_CHECKING:
     from tests.sim.cluster_node import SimNode
     from tests.sim.cluster_world import ClusterWorld
 
+Strike = tuple[str, Callable[[], Awaitable[None]]]
 STEPS_MS = (-2_500, -400, 1_500, 20_000)
 
 
@@ -72,8 +72,8 @@ class Trouble:
         self._rng = rng
         self._strikes = self._node_strikes() + self._world_strikes()
 
-    def _node_strikes(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        once = [
+    def _node_strikes(self) -> list[Strike]:
+        once: list[Strike] = [
             ("stop", self._stop),
             ("fsync", self._fsync),
             ("cut in a call", self._cut_in_call),
@@ -86,9 +86,10 @@ class Trouble:
             once.append(("clock", self._clock))
         if self._world.weather.wipes:
             once.append(("wipe", self._wipe))
-        return [("kill", self._kill), ("pause", self._pause), ("power", self._power)] * 3 + once
+        often: list[Strike] = [("kill", self._kill), ("pause", self._pause), ("power", self._power)]
+        return often * 3 + once
 
-    def _world_strikes(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    def _world_strikes(self) -> list[Strike]:
         return [
             ("isolate", self._isolate),
             ("isolate", self._isolate),
@@ -264,5 +265,3 @@ class Trouble:
     async def _etcd(self) -> None:
         self._world.tell("etcd")
         await self._world.etcd.strike(self._rng, self._rng.choice(self._world.nodes).name)
-
-

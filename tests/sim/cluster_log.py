@@ -1,13 +1,13 @@
 """The rules of the replicated log (I11), watched on every node of a simulated cluster from outside.
 
-    journal.append ──► what is durable, node by node        acks and promises that leave ──► were they durable?
-    replica.take   ──► committed, once for all              every later leader has it; nobody applies anything else
-    host.may_act   ──► nobody else's right at that moment
-    slot           ──► the log applied again by simpler means (`mirror`): the same rows at the same index
+journal.append ──► what is durable, node by node        acks and promises that leave ──► were they durable?
+replica.take   ──► committed, once for all              every later leader has it; nobody applies anything else
+host.may_act   ──► nobody else's right at that moment
+slot           ──► the log applied again by simpler means (`mirror`): the same rows at the same index
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tests.sim.mirror import Content, unlike
@@ -150,7 +150,9 @@ class Watch:
                     pass
 
     def _check_said(self, node: NodeId, message: Message) -> None:
-        if isinstance(message, Acked) and message.match > self._durable.get((node, message.shard), 0):
+        if isinstance(message, Acked) and message.match > self._durable.get(
+            (node, message.shard), 0
+        ):
             self._blame(
                 f"{self._name(node)} acks {message.match} of shard {message.shard}, and it is not durable"
             )
@@ -179,7 +181,9 @@ class Watch:
         while len(committed) < replica.commit:
             index = len(committed) + 1
             if index <= log.base_index:
-                self._blame(f"shard {replica.shard}: {index} is behind a base, and nobody committed it")
+                self._blame(
+                    f"shard {replica.shard}: {index} is behind a base, and nobody committed it"
+                )
                 return
             committed.append(log.at(index))
 
@@ -245,5 +249,3 @@ class Watch:
 
     def _name(self, node: NodeId) -> str:
         return f"n{int(node[:2], 16) - 1}"
-
-

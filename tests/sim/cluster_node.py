@@ -1,8 +1,8 @@
 """One node of a simulated cluster: its disk and stores, which outlive it, and its lives, one after the other.
 
-    up ──kill, power cut, failed fsync──► dead ──(the supervisor, unless it is kept down)──► up
-    up ──stop in order──► dead            up ──pause──► held ──resume──► up
-    wipe: the disk and the stores are new, and so is the name
+up ──kill, power cut, failed fsync──► dead ──(the supervisor, unless it is kept down)──► up
+up ──stop in order──► dead            up ──pause──► held ──resume──► up
+wipe: the disk and the stores are new, and so is the name
 """
 
 import asyncio

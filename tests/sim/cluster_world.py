@@ -241,5 +241,5 @@ class ClusterWorld:
 
 def make_scratch() -> "tempfile.TemporaryDirectory[str]":
     """Where files of copies that come in lie; in memory if that can be had."""
-    memory = Path("/dev/shm")  # noqa: S108 - not secret
+    memory = Path("/dev/shm")
     return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)

@@ -264,9 +264,7 @@ class SimPeers:
     def tell(self, peer: NodeId, *, up: bool) -> None:
         """Call the owner, in a turn of its own."""
         told = self.owner.on_connected if up else self.owner.on_disconnected
-        asyncio.get_running_loop().call_soon(
-            self._tell, told, peer, context=self.network.context
-        )
+        asyncio.get_running_loop().call_soon(self._tell, told, peer, context=self.network.context)
 
     def _tell(self, told: Callable[[NodeId], None], peer: NodeId) -> None:
         if not self.closed:

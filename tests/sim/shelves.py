@@ -41,9 +41,7 @@ class DictShelves:
         data = pickle.dumps(store.content())
         file = SnapshotFile(main_name(shard), len(data), sha256(data).hexdigest())
         at = store.applied
-        return DictCopy(
-            Snapshot(shard, at.index, at.epoch, at.next_row, at.time_ms, (file,)), data
-        )
+        return DictCopy(Snapshot(shard, at.index, at.epoch, at.next_row, at.time_ms, (file,)), data)
 
     def stage(self, shard: int) -> Path:
         """An empty directory."""
@@ -62,7 +60,7 @@ class DictShelves:
 
     def install(self, directory: Path, snapshot: Snapshot) -> None:
         """A new store, durable at once."""
-        content = pickle.loads((directory / snapshot.files[0].name).read_bytes())  # noqa: S301 - made above
+        content = pickle.loads((directory / snapshot.files[0].name).read_bytes())
         self._stores[snapshot.shard] = DictStore.of(snapshot.shard, content)
         shutil.rmtree(directory)
         self.installed += 1
