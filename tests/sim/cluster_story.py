@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 from random import Random
 
 from tests.sim.cluster_door import ClusterUsers, Door
