@@ -266,10 +266,10 @@ def _changed_between(
 
 
 def _record_lag(history: History, due: int, first: Arrival, report: Report) -> None:
-    shadowed = any(
-        o.start_ms <= first.arrival_us // 1_000 and due <= o.end_ms
-        for o in (*history.outages, *history.changes)
-    )
+    windows = [(o.start_ms, o.end_ms) for o in history.outages]
+    windows += [(c.start_ms, c.end_ms) for c in history.changes]
+    at_ms = first.arrival_us // 1_000
+    shadowed = any(start_ms <= at_ms and due <= end_ms for start_ms, end_ms in windows)
     histogram = report.outage_lag_us if shadowed else report.lag_us
     histogram.record(first.arrival_us - due * 1_000)
 

@@ -12,7 +12,8 @@ its target saw (bench/checker.py):
                                                               a violation
     a change of leader without a fault                        `unplanned`, in the line; a window of its own, from one lease before
 
-For each fault: `served_ms`, until every shard was served again for good (0: all were, all the time); `fired_ms`, until the
+For each fault: `served_ms`, until every shard was served again for good (0: all were, all the time; some kinds strike
+more than once); `unserved_ms`, for how long, in sum, some shard was not; `fired_ms`, until the
 first, and until the last, of the shards that the harmed nodes led had sent a request under a new epoch; `whole_ms`.
 
 A clock that jumps cannot be given to a single process here; the simulation does that (tests/sim).
@@ -247,6 +248,7 @@ def fault_line(fault: Fault, outcome: Outcome, shards: int) -> dict[str, Any]:
         "led": len(fault.shards),
         "healed_ms": fault.healed_ms - fault.at_ms,
         "served_ms": served - fault.at_ms,
+        "unserved_ms": outcome.watch.unserved_ms(fault.at_ms, fault.whole_ms),
         "fired_ms": fired_ms(fault, outcome.arrivals, shards),
         "whole_ms": fault.whole_ms - fault.at_ms,
     }
@@ -273,7 +275,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
             by_kind[fault["kind"]].append(fault)
         for kind, count in row["at_change"].items():
             duplicates[kind] += count
-    out = [f"{'kind':12} {'faults':>6} {'served p50':>10} {'max ms':>8} {'fired p50':>10} {'max ms':>8} {'dup':>5}"]
+    out = [
+        f"{'kind':12} {'faults':>6} {'served p50':>10} {'max ms':>8} {'fired p50':>10} {'max ms':>8} {'dup':>5}"
+    ]
     for kind, faults in sorted(by_kind.items()):
         served = sorted(fault["served_ms"] for fault in faults)
         fired = sorted(fault["fired_ms"]["last"] for fault in faults if fault["fired_ms"]) or [0]
@@ -347,7 +351,9 @@ def main() -> int:
         return 1
     clean = True
     count = 0
-    while count < asked.legs or sum(r["fault_count"] for r in rows_of(asked.results)) < asked.faults:
+    while (
+        count < asked.legs or sum(r["fault_count"] for r in rows_of(asked.results)) < asked.faults
+    ):
         seen = [row["seed"] for row in rows_of(asked.results)]
         seed = asked.seed + count if asked.seed is not None else max(seen, default=-1) + 1
         members = 3 if seed % 2 else 1

@@ -204,7 +204,9 @@ async def kill_two(world: World) -> None:
     first.spawn()
     await asyncio.to_thread(first.wait_ready, ENDS_S)
     leads = world.watch.leads()
-    second = max((n for n in world.cluster.nodes if n is not first), key=lambda n: len(leads[n.name]))
+    second = max(
+        (n for n in world.cluster.nodes if n is not first), key=lambda n: len(leads[n.name])
+    )
     with suppress(TimeoutError):
         await world.watch.whole(ENDS_S)
     second.kill()
@@ -357,11 +359,7 @@ async def cut_all(world: World) -> None:
 async def eio(world: World) -> None:
     """Every fdatasync of one node fails from the next on: it must end itself; it comes back on a good disk."""
     node = world.most()
-    tracer = subprocess.Popen(
-        [shutil.which("strace") or "strace", "-f", "-qq", "-o", "/dev/null", "-p", str(node.pid),
-         "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1+"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    tracer = fail_syncs(node.pid)
     world.strike(node)
     try:
         code = await asyncio.to_thread(node.wait_exit, ENDS_S)
@@ -374,6 +372,15 @@ async def eio(world: World) -> None:
         tracer.kill()
         tracer.wait()
     node.spawn()
+
+
+def fail_syncs(pid: int) -> "subprocess.Popen[bytes]":
+    """Have strace answer EIO to each fdatasync of a process."""
+    return subprocess.Popen(
+        [shutil.which("strace") or "strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid),
+         "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1+"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 async def full_disk(world: World) -> None:

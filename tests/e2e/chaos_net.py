@@ -17,7 +17,6 @@ Lines on stdin, one line out for each, beside those of `bench.proxy`; it ends wh
 """
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
@@ -71,7 +70,7 @@ class Doors(Proxy):
             with suppress(OSError):
                 for fd in Path(f"/proc/{pid}/fd").iterdir():
                     with suppress(OSError):
-                        if os.readlink(fd) == wanted:
+                        if str(fd.readlink()) == wanted:
                             return name
         return ""
 

@@ -5,9 +5,9 @@ says itself, a moment ago, that it serves it at that epoch. So neither a dead no
 """
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import grpc
@@ -168,13 +168,13 @@ class Watch:
 
     async def until_served(self, timeout_s: float) -> bool:
         """Whether every shard is served within this time, by those who are left."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await asyncio.sleep(FRESH_MS / 1_000)
-                while self.unserved():
-                    await asyncio.sleep(ASK_S / 2)
-                return True
-        return False
+        until = time.monotonic() + timeout_s
+        await asyncio.sleep(FRESH_MS / 1_000)
+        while self.unserved():
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(ASK_S / 2)
+        return True
 
     def leads(self) -> dict[str, list[int]]:
         """The shards of each host."""
@@ -190,3 +190,8 @@ class Watch:
         if not last_bad:
             return start_ms
         return min((at for at, count in looks if at > last_bad), default=end_ms)
+
+    def unserved_ms(self, start_ms: int, end_ms: int) -> int:
+        """For how long, between two moments, some shard was not served."""
+        looks = [(at, count) for at, count in self.looks if start_ms <= at <= end_ms]
+        return sum(after[0] - at for (at, count), after in pairwise(looks) if count)

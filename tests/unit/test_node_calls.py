@@ -40,7 +40,8 @@ async def test_each_answer_goes_to_its_command_whoever_leads_meanwhile(
     runner = Runner({0, 2}, meanwhile)
     config = SimpleNamespace(shards=SHARDS)
     node = Node(cast("Any", config), cast("Any", runner), cast("Any", None))
-    answers = await node.call_many([Cancel("n", NAMES[number]) for number in range(3)])
+    commands = [Cancel("n", NAMES[number]) for number in range(3)]
+    answers: list[Any] = list(await node.call_many(commands))
     assert answers[0] == NAMES[0]
     assert isinstance(answers[1], NotLeader)
     assert answers[2] == NAMES[2]

@@ -1,6 +1,6 @@
 """With this directory on PYTHONPATH a Python process writes, on SIGUSR2, what each of its tasks and threads waits for.
 
-    PYTHONPATH=tests/e2e/dumps make chaos
+PYTHONPATH=tests/e2e/dumps make chaos
 """
 
 import asyncio
