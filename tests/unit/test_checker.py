@@ -1,6 +1,16 @@
 """The judge finds each kind of planted fault, and finds nothing in a clean history."""
 
-from bench.checker import Change, Excuse, History, Job, Operation, Outage, Report, check, scheduled_ms
+from bench.checker import (
+    Change,
+    Excuse,
+    History,
+    Job,
+    Operation,
+    Outage,
+    Report,
+    check,
+    scheduled_ms,
+)
 from bench.sink import Arrival
 
 UID = "0123456789abcdef" * 2
