@@ -46,7 +46,7 @@ PATIENCE_S: Final = 8.0
 """Longer than a fail-over takes."""
 
 AGAIN_S: Final = 0.05
-NOT_TAKEN: Final = frozenset({"NOT_LEADER", "LEADERLESS", "PEER_UNREACHABLE"})
+NOT_TAKEN: Final = frozenset({"NOT_LEADER", "LEADERLESS", "PEER_UNREACHABLE", "PEER_REFUSED"})
 """Reasons that say that nothing was done, because whoever was asked does not lead the shard, or never heard of it."""
 
 SHARE_BYTES_MAX: Final = 4 << 20

@@ -148,8 +148,8 @@ class Election:
 
     def _stand(self, number: int) -> None:
         self._standing.pop(number, None)
-        seen, held = self._view.shards[number], self.held
-        if held is None or self.stopped or number in self._busy:
+        seen, held = self._view.shards.get(number), self.held
+        if seen is None or held is None or self.stopped or number in self._busy:
             return
         if self._me in seen.record.voters and self._view.is_leaderless(seen.record):
             self._run(number, self._take_over(number, seen, held))
@@ -196,8 +196,8 @@ class Election:
         await self._swap(seen.item, new, leader_guards(seen.item, self._me, held.create_revision))
 
     async def _give_up(self, number: int, *, released: bool) -> None:
-        seen, held = self._view.shards[number], self.held
-        if seen.record.leader != self._me or held is None:
+        seen, held = self._view.shards.get(number), self.held
+        if seen is None or seen.record.leader != self._me or held is None:
             return
         low_s, high_s = STAY_AWAY_S
         away_ms = 0 if released else round(1000 * self._rng.uniform(low_s, high_s))

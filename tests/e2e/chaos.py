@@ -352,7 +352,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="put the data directories there, and leave them")
     asked = parser.parse_args()
     if find_etcd() is None:
-        sys.stderr.write("No etcd: put one on the PATH, or name it in TICKWHEEL_ETCD.\n")
+        sys.stderr.write("No etcd: put one on the PATH, or name it in ETCD_PROGRAM.\n")
         return 1
     signal.signal(signal.SIGTERM, end)  # every process that was started ends, too
     clean = True

@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     if find_etcd() is None:
-        sys.stderr.write("No etcd: put one on the PATH, or name it in TICKWHEEL_ETCD.\n")
+        sys.stderr.write("No etcd: put one on the PATH, or name it in ETCD_PROGRAM.\n")
         return 1
     clean = True
     while True:

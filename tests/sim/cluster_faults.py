@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.sim.cluster_node import SimNode
     from tests.sim.cluster_world import ClusterWorld
 
+Strike = tuple[str, Callable[[], Awaitable[None]]]
 STEPS_MS = (-2_500, -400, 1_500, 20_000)
 
 
@@ -71,8 +72,8 @@ class Trouble:
         self._rng = rng
         self._strikes = self._node_strikes() + self._world_strikes()
 
-    def _node_strikes(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        once = [
+    def _node_strikes(self) -> list[Strike]:
+        once: list[Strike] = [
             ("stop", self._stop),
             ("fsync", self._fsync),
             ("cut in a call", self._cut_in_call),
@@ -85,9 +86,10 @@ class Trouble:
             once.append(("clock", self._clock))
         if self._world.weather.wipes:
             once.append(("wipe", self._wipe))
-        return [("kill", self._kill), ("pause", self._pause), ("power", self._power)] * 3 + once
+        often: list[Strike] = [("kill", self._kill), ("pause", self._pause), ("power", self._power)]
+        return often * 3 + once
 
-    def _world_strikes(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    def _world_strikes(self) -> list[Strike]:
         return [
             ("isolate", self._isolate),
             ("isolate", self._isolate),

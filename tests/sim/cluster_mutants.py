@@ -3,12 +3,13 @@
 Each is a patch of the server's classes while it is held (`mutants.planted`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
 from tests.sim.mutants import Mutant, Patches
 
-from tickwheel.server import clustered
+from tickwheel.server import clustered, lead, takeover
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.reshape import Reshape
@@ -188,9 +189,8 @@ def _unknown_is_done() -> Patches:
 
 def _lonely_commit() -> Patches:
     """One voter fewer than a majority is enough to commit."""
-    from tickwheel.server import lead
 
-    def fewer(values: Any) -> int:
+    def fewer(values: Sequence[int]) -> int:
         return sorted(values, reverse=True)[max(len(values) // 2 - 1, 0)]
 
     return [patch.object(lead, "reached", fewer)]
@@ -203,8 +203,6 @@ def _ahead_of_disk() -> Patches:
 
 def _short_fence() -> Patches:
     """A candidate does not wait for enough promises."""
-    from tickwheel.server import takeover
-
     return [patch.object(takeover, "fence_quorum", lambda _voters: 1)]
 
 

@@ -87,14 +87,14 @@ class _Handle(asyncio.Handle):
     def _run(self) -> None:
         life = self._context.get(LIFE)  # type: ignore[attr-defined]
         if life is None or life.may_run(self):
-            super()._run()  # type: ignore[misc]
+            super()._run()
 
 
 class _TimerHandle(asyncio.TimerHandle):
     def _run(self) -> None:
         life = self._context.get(LIFE)  # type: ignore[attr-defined]
         if life is None or life.may_run(self):
-            super()._run()  # type: ignore[misc]
+            super()._run()
 
 
 class LifeLoop(VirtualLoop):
@@ -119,7 +119,7 @@ class LifeLoop(VirtualLoop):
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As the base's, with a handle that asks its life."""

@@ -205,7 +205,10 @@ class SimPeers:
             )
         address = self._address(peer)
         target = await self._reach(address, min(timeout_s, self.network.weather.call_wait_s))
-        target.admission.identify(make_hello(self.me, peer, self.session))
+        try:
+            target.admission.identify(make_hello(self.me, peer, self.session))
+        except TickwheelError as error:
+            raise Unavailable(error.message, reason="PEER_REFUSED") from error
         call = Forwarded(self.me.store, method, request, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):

@@ -77,7 +77,11 @@ def test_a_planted_bug_is_found(mutant: Mutant) -> None:
 def test_a_line_names_faults_and_what_was_wrong() -> None:
     verdict = ClusterVerdict(7, ["I1 lost"], 2, 3, 4, 5, 60.0, {"strike: kill": 2, "stop": 1}, "")
     line = line_of("7-7", "abc", [Survived(verdict, 1.5)])
-    assert (line["wrong"], line["faults"], line["marks"]) == ([(7, "I1 lost")], {"kill": 2}, {"stop": 1})
+    assert (line["wrong"], line["faults"], line["marks"]) == (
+        [(7, "I1 lost")],
+        {"kill": 2},
+        {"stop": 1},
+    )
     assert line["verdict"] == "wrong"
 
 

@@ -31,11 +31,15 @@ CALM = EtcdWeather(delay_s=0.0, watch_delay_s=0.0)
 
 
 def run(work: Coroutine[Any, Any, T], timeout_s: float = 300.0) -> T:
-    """On virtual time, and no longer than so many virtual seconds."""
+    """On virtual time, and no longer than so many virtual seconds; no timer and no task may fail unheard."""
+    unheard: list[object] = []
 
     async def bounded() -> T:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: unheard.append(what))
         async with asyncio.timeout(timeout_s):
-            return await work
+            found = await work
+        assert unheard == []
+        return found
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(bounded())

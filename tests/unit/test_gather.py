@@ -102,6 +102,40 @@ def test_consistent_reaches_all(consistent: bool) -> None:
     run(story())
 
 
+def test_a_node_alone_asks_nobody() -> None:
+    async def story() -> None:
+        nodes = Nodes("a")
+        made = await nodes.fill(5)
+        await run_jobs(nodes, made)
+        request = pb.ListExecutionsRequest(parent=f"{PARENT}/jobs/-")
+        assert len((await nodes["a"].call("ListExecutions", request)).executions) == 5
+        assert (await count(nodes)).total_count == 5
+        assert nodes["a"].forwarded == []
+
+    run(story())
+
+
+@pytest.mark.parametrize("method", ["ListJobs", "CountJobs", "ListExecutions"])
+def test_a_node_that_loses_a_shard_while_it_looks_asks_who_has_it(method: str) -> None:
+    async def story() -> None:
+        nodes = Nodes("a", "b")
+        nodes.leaders.update(dict.fromkeys(range(SHARDS), "a"))
+        await nodes.fill(5)
+        asyncio.get_running_loop().call_soon(nodes.leaders.update, {3: "b"})
+        real = nodes["a"].scheduler.list_executions
+
+        async def slow(*args: Any, **more: Any) -> Any:
+            await asyncio.sleep(0)
+            return await real(*args, **more)
+
+        nodes["a"].scheduler.list_executions = slow  # type: ignore[method-assign]
+        parent = f"{PARENT}/jobs/-" if method == "ListExecutions" else PARENT
+        await nodes["a"].call(method, getattr(pb, f"{method}Request")(parent=parent))
+        assert nodes["a"].forwarded == [("b", f"scatter/{method}")]
+
+    run(story())
+
+
 # --- whole or an error ---
 
 

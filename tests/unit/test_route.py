@@ -9,6 +9,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from tests.unit.route_kit import PARENT, SHARDS, Nodes, create_of, names_on, run
 
 from tickwheel.server.api.limits import BATCH_JOBS_MAX
+from tickwheel.server.api.messages import request_class, response_class
 from tickwheel.server.api.route import PATIENCE_S, job_id_of
 from tickwheel.server.errors import (
     Aborted,
@@ -249,6 +250,13 @@ def test_a_name_that_is_none_is_refused_where_it_came() -> None:
 def test_what_this_version_does_not_have_is_said_so(method: str) -> None:
     with pytest.raises(Unimplemented):
         run(Nodes("a")["a"].exchange.answer(method, b""))
+
+
+def test_the_messages_of_a_method_that_is_not_there() -> None:
+    assert request_class(SERVICE + "GetJob") is pb.GetJobRequest
+    assert response_class(SERVICE + "GetJob") is job_pb2.Job
+    with pytest.raises(Unimplemented):
+        request_class(SERVICE + "Dance")
 
 
 @pytest.mark.parametrize("method", [SERVICE + "GetJob", "scatter/ListJobs"])

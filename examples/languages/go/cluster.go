@@ -183,7 +183,7 @@ func (cluster *Cluster) stubsOf(address string) (*Stubs, error) {
 func (cluster *Cluster) keep(shown *tw.Cluster) {
 	cluster.mutex.Lock()
 	defer cluster.mutex.Unlock()
-	if cluster.shown == nil || shown.GetRevision() > cluster.shown.GetRevision() {
+	if cluster.shown == nil || shown.GetRevision() >= cluster.shown.GetRevision() {
 		cluster.shown = shown
 	}
 }

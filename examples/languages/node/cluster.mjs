@@ -103,7 +103,7 @@ export class Cluster {
 
   /** Maps may come from different nodes and in any order: the revision says which is newer. */
   keep(map) {
-    if (this.map === null || map.revision > this.map.revision) this.map = map;
+    if (this.map === null || map.revision >= this.map.revision) this.map = map;
   }
 
   /** Read WatchCluster until `close`; when a stream ends, for whatever reason, open one at the next address. */

@@ -86,7 +86,7 @@ final class Cluster implements AutoCloseable {
 
   /** Maps may come from different nodes and in any order: the revision says which is newer. */
   private synchronized void keep(tickwheel.v1.ClusterServiceOuterClass.Cluster shown) {
-    if (map == null || shown.getRevision() > map.getRevision()) {
+    if (map == null || shown.getRevision() >= map.getRevision()) {
       map = shown;
     }
   }
