@@ -28,6 +28,8 @@ BATCH = 5
 class AnyNode(calls.Api):
     """Each try of a call goes to the next node; a repeat carries the same `request_id`."""
 
+    repeats: int
+
     def __init__(self, targets: Sequence[str]) -> None:
         self._apis = [calls.Api(target) for target in targets]
         self._turn = itertools.cycle(self._apis)
