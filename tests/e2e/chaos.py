@@ -47,7 +47,14 @@ from bench.etcd import find_etcd
 from bench.node import ROOT, Sink
 from bench.report import commit
 from bench.sink import Arrival
-from tests.e2e.chaos_faults import KINDS, ChaosCluster, Fault, World, impossible
+from tests.e2e.chaos_faults import (
+    EXIT_FATAL,
+    KINDS,
+    ChaosCluster,
+    Fault,
+    World,
+    impossible,
+)
 from tests.e2e.chaos_load import Load
 from tests.e2e.chaos_net import Net
 from tests.e2e.chaos_watch import Changed, Watch
@@ -152,7 +159,8 @@ class Campaign:
                 if code is not None:
                     said = f"{fault.kind}: {node.name} ended with {code}: {node.tail(1)}"
                     fault.note += said
-                    if UNREACHED not in said:
+                    full = fault.kind == "full_disk" and code == EXIT_FATAL
+                    if UNREACHED not in said and not full:
                         self.world.wrong.append(said)
                     node.spawn()
             await asyncio.sleep(SUPERVISE_S)
