@@ -21,7 +21,7 @@ from tickwheel.v1.cluster_service_pb2_grpc import ClusterServiceStub
 
 ASK_S = 0.1
 ANSWER_S = 2.0
-FRESH_MS = 1_000
+FRESH_MS = 2_000
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
