@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -84,8 +85,10 @@ def _silently() -> Generator[None, None, None]:
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
-        yield
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+            gc.collect()
     finally:
         sys.unraisablehook = hook
 
