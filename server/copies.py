@@ -22,12 +22,16 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
+from tickwheel.server.store.compare import StateHash, hashing
 from tickwheel.server.store.install import install, stage
 from tickwheel.server.store.snapshot import Slices, Snapshot, in_turns, take, verifying
 
 log = get_logger(__name__)
 
 TAKE_SNAPSHOT: Final = "node/TakeSnapshot"
+SHIPPED: Final = "shipped-"
+"""Directories beside the stores with copies for peers; what a crash leaves of them is removed at the next start."""
+
 ASK_S: Final = 5.0
 AT_A_TIME: Final = 2
 
@@ -64,6 +68,10 @@ class Shelves(Protocol):
         """Is it whole, and what it says it is?"""
         ...
 
+    def hashing(self, shard: int) -> Slices[StateHash]:
+        """What of a shard must be equal on every replica that is at the same entry."""
+        ...
+
     def install(self, directory: Path, snapshot: Snapshot) -> None:
         """Let it take the place of a store that is closed, as a whole or not at all."""
         ...
@@ -97,7 +105,7 @@ class FileShelves:
     def take(self, shard: int) -> FileCopy:
         """Copy a shard through SQLite."""
         self._taken += 1
-        directory = self._shards / f"shipped-{shard:04d}-{self._taken}"
+        directory = self._shards / f"{SHIPPED}{shard:04d}-{self._taken}"
         return FileCopy(directory, take(self._shards, shard, directory))
 
     def stage(self, shard: int) -> Path:
@@ -107,6 +115,10 @@ class FileShelves:
     def verifying(self, directory: Path, snapshot: Snapshot) -> Slices[None]:
         """Digests, and SQLite's own checks."""
         return verifying(directory, snapshot)
+
+    def hashing(self, shard: int) -> Slices[StateHash]:
+        """In the order of rows."""
+        return hashing(self._shards, shard)
 
     def install(self, directory: Path, snapshot: Snapshot) -> None:
         """By one rename."""

@@ -433,8 +433,6 @@ class Replica:
         if agreed < message.last_index:
             self._ledger.send_all(takeover.got_on(self._log, agreed, self._now_ms))
             return
-        if self._log.last_index > agreed:
-            self._ledger.truncate(agreed)
         require(self._log.last == takeover.target, "L4", "the best log is not what it was")
         self._start(takeover)
 

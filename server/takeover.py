@@ -115,8 +115,7 @@ class Takeover:
         """Our log does not have what the best's entries follow: ask where it may."""
         index = log.may_agree(prev_index, prev_epoch)
         assert index is not None, "what is below the base agrees"
-        if index == self._cursor.index:
-            return []
+        assert index < self._cursor.index, "every step goes back"
         self._cursor = Cursor(index, log.epoch_at(index), sure=False)
         return self._ask(now_ms)
 

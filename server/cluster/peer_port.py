@@ -98,9 +98,10 @@ class Peers(Protocol):
         ...
 
     def set_members(self, members: Mapping[NodeId, Member]) -> None:
-        """Connect to these and to no others; a new address or session reconnects. This node itself may be among them.
+        """Connect to these and to no others; a new address reconnects. This node itself may be among them.
 
-        From a member, nothing is taken any more that is of an older session than the one given here.
+        From a member, nothing is taken any more that is of an older session than the one given here; what it is sent
+        goes on, since a process that was replaced has broken its connections.
         """
         ...
 

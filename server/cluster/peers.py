@@ -127,7 +127,7 @@ class GrpcPeers:
         try:
             data = await call(asked.SerializeToString(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise _refusal(error, peer) or _unknown(_words(error, peer)) from None
+            raise _turned_away(error, peer) or _unknown(_words(error, peer)) from None
         except asyncio.CancelledError:
             if _cancelled():
                 raise
@@ -160,11 +160,12 @@ class GrpcPeers:
     # --- links ---
 
     def _connect(self, members: Mapping[NodeId, Member]) -> None:
-        for node in [n for n, peer in self._peers.items() if members.get(n) != peer.member]:
+        addresses = {node: member.address for node, member in members.items()}
+        for node in [n for n, peer in self._peers.items() if addresses.get(n) != peer.address]:
             self._end(self._peers.pop(node).close())
-        for node, member in members.items():
+        for node, address in addresses.items():
             if node not in self._peers:
-                self._peers[node] = _Peer(self, node, member)
+                self._peers[node] = _Peer(self, node, address)
 
     def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -192,7 +193,7 @@ class GrpcPeers:
         """Begin a lane to a peer."""
         bulk = lane == pb.LANE_BULK
         queue = BulkQueue(self._options.queue_bytes_max) if bulk else BeatQueue()
-        name = f"{peer.node} {peer.member.address} {'bulk' if bulk else 'beats'}"
+        name = f"{peer.node} {peer.address} {'bulk' if bulk else 'beats'}"
         wiring = _LaneWiring(self, peer, lane)
         return Link(name, queue, wiring, self._options, self._rng, self.counters)
 
@@ -222,7 +223,7 @@ class GrpcPeers:
             hello=make_hello(self._me, peer, self._session), shard=shard,
             manifest_sha256=digest, file=number, offset=offset,
         )  # fmt: skip
-        channel = self.dial(self._peer(peer).member.address)
+        channel = self.dial(self._peer(peer).address)
         try:
             await _ready(channel, peer, self._options.connect_timeout_s)
             ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(SNAPSHOT)
@@ -249,9 +250,9 @@ async def _responses(call: Any, peer: NodeId) -> AsyncIterator[bytes]:
 class _Peer:
     """One member: its links, and the connection for calls."""
 
-    def __init__(self, peers: GrpcPeers, node: NodeId, member: Member) -> None:
+    def __init__(self, peers: GrpcPeers, node: NodeId, address: str) -> None:
         self.node = node
-        self.member = member
+        self.address = address
         self._peers = peers
         self._calls: grpc.aio.Channel | None = None
         self.bulk = peers.make_link(self, pb.LANE_BULK)
@@ -269,7 +270,7 @@ class _Peer:
     def calls(self) -> grpc.aio.Channel:
         """The connection for forwarded calls, made when it is first needed."""
         if self._calls is None:
-            self._calls = self._peers.dial(self.member.address)
+            self._calls = self._peers.dial(self.address)
         return self._calls
 
     def close(self) -> list[asyncio.Task[None]]:
@@ -290,7 +291,7 @@ class _LaneWiring:
 
     def dial(self) -> grpc.aio.Channel:
         """A new connection to the peer."""
-        return self._peers.dial(self._peer.member.address)
+        return self._peers.dial(self._peer.address)
 
     def hello(self) -> pb.Hello:
         """The hello of a new stream."""
@@ -333,6 +334,18 @@ def _refusal(error: grpc.aio.AioRpcError, peer: NodeId) -> TickwheelError | None
     """The peer said no: nothing was done."""
     refused = _REFUSED.get(error.code())
     return None if refused is None else refused(_words(error, peer), reason="PEER_REFUSED")
+
+
+def _turned_away(error: grpc.aio.AioRpcError, peer: NodeId) -> TickwheelError | None:
+    """The peer did not take a client's call, for what this node is or was: the client may say it again, to whom it likes."""
+    refusal = _refusal(error, peer)
+    if not isinstance(refusal, FailedPrecondition | PermissionDenied | NotFound):
+        return refusal
+    return Unavailable(
+        f"{refusal.message}; nothing was done, repeat it",
+        reason="PEER_REFUSED",
+        retry_after_ms=200,
+    )
 
 
 def _broken(error: grpc.aio.AioRpcError, peer: NodeId) -> Unavailable:

@@ -8,16 +8,17 @@ def judge(world: World, old: State, new: State) -> None:
     """Raise Breach if a step has broken an invariant."""
     for place, (before, after) in enumerate(zip(old.nodes, new.nodes, strict=True)):
         if before is not after:
-            _monotone(world.names[place], before, after)
+            _monotone(world, place, before, after)
             if before.mem.log is not after.mem.log:
                 _matching(world, new, place)
     _one_right(world, new)
 
 
-def _monotone(name: str, old: Node, new: Node) -> None:
+def _monotone(world: World, place: int, old: Node, new: Node) -> None:
     """L2 and L6: promises and epochs never go back; nothing known to be committed is cut."""
+    name = world.names[place]
     rotted = new.life != old.life and (new.mute or not new.disk.log)
-    if new.disk.promise < old.disk.promise and not rotted:
+    if new.disk.promise < old.disk.promise and not rotted and "L2" not in world.masked:
         raise Breach("L2", f"{name} forgets a promise")
     if new.mem.log is old.mem.log or new.life != old.life:
         return

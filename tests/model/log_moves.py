@@ -231,7 +231,7 @@ class LogMoves:
     def _may_append(self, state: State) -> Moves:
         for name, node, lead in self.leaders(state):
             for peer, _ in self.living(state):
-                if peer == name:
+                if peer == name or peer in self.scope.deaf:
                     continue
                 for first, count in self._spans(node, lead.match[self.at(peer)]):
                     for how in (

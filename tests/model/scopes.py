@@ -35,6 +35,7 @@ class Scope:
         False  # appends send all, only beats may lose their answer, every write is synced
     )
     tiny: bool = False  # every state within a few seconds
+    deaf: str = ""  # a cut network: no append reaches these
     takers: str = ""  # who may take over (by symmetry the first may be named); empty: everyone
     shapes: tuple[
         str, ...
@@ -80,6 +81,54 @@ VARIANTS: dict[str, Scope] = {
     for scope in (
         MAJORITY,
         replace(MAJORITY, name="log", hold=0, weights=_LOG, steps=140),
+        Scope(
+            "plain",  # the log alone: take-overs, crashes, no change of voters
+            "ABC",
+            "ABC",
+            hold=0,
+            kinds="w",
+            epochs_max=6,
+            log_max=5,
+            msgs_max=3,
+            steps=90,
+            hows=("call", "call", "half", "post"),
+            weights={
+                "append": 30,
+                "commit": 30,
+                "propose": 8,
+                "fence": 30,
+                "adopt": 30,
+                "take": 8,
+                "deliver": 8,
+                "fsync": 30,
+                "crash": 3,
+                "revoke": 6,
+                "register": 8,
+            },
+        ),
+        Scope(
+            "turns",  # leaders take turns, each with little time: what old epochs leave behind
+            "ABC",
+            "ABC",
+            hold=0,
+            coarse=True,
+            kinds="w",
+            epochs_max=5,
+            log_max=4,
+            msgs_max=0,
+            steps=60,
+            hows=("call",),
+            weights={
+                "append": 6,
+                "commit": 12,
+                "propose": 4,
+                "fence": 15,
+                "adopt": 30,
+                "take": 8,
+                "revoke": 6,
+                "register": 10,
+            },
+        ),
         replace(
             MAJORITY,
             name="change",  # one change of voters after the other, answers of etcd lost or late
@@ -155,6 +204,11 @@ SEARCHES: dict[str, Scope] = {
         replace(_TWO, name="x-drift", hold=3, margin=1, budget=_FEW._replace(skew=1)),
         replace(_TWO, name="x-queue", budget=_FEW, weights=_only(*_LEASED, "fire", "arm")),
         Scope(
+            "x-promise", "ABC", "ABC", hold=0, coarse=True, tiny=True, epochs_max=2, log_max=3, msgs_max=0,
+            kinds="w", hows=("call",), budget=_FEW._replace(crash=1), takers="C", deaf="C",
+            weights=_only(*_CORE),
+        ),
+        Scope(
             "x-seed",
             "ABC",
             "ABC",
@@ -167,6 +221,7 @@ SEARCHES: dict[str, Scope] = {
             budget=_FEW._replace(lose=1),
             coarse=True,
             takers="C",
+            deaf="C",
             weights=_only("lose", *_CORE[:-1]),
         ),
         Scope(
@@ -191,3 +246,22 @@ SEARCHES: dict[str, Scope] = {
         ),
     )
 }  # fmt: skip
+VARIANTS["turns-change"] = replace(
+    VARIANTS["turns"],
+    name="turns-change",
+    names="ABCD",
+    shapes=("BCD", "BC"),
+    takers="BC",
+    epochs_max=3,
+    steps=45,
+    budget=Budget(late=0),
+    weights={**VARIANTS["turns"].weights, "reconfig": 5, "cas": 15, "reread": 5},
+)
+SEARCHES["x-early"] = replace(
+    SEARCHES["x-release"],
+    name="x-early",  # within one instant: three leaders, the second gives up
+    takers="BC",
+    weights=_only(
+        "beat", "append", "commit", "fence", "adopt", "take", "revoke", "release"
+    ),
+)  # fmt: skip

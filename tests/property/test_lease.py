@@ -65,8 +65,8 @@ class World:
         self.configs = (tuple(node.name for node in self.nodes),)
         self.by_name = {node.name: node for node in self.nodes}
         self.posts: list[Post] = []
-        self.pauses_ms = self.rng.choice(((0, 1, 5), (0, 5, 20), (0, 5, 20, 60)))
-        self.deaf: set[NodeId] = set()
+        self.pauses_ms = self.rng.choice(((0, 2, 8), (0, 5, 20)))
+        self.cut: set[NodeId] = set()
         self.epoch, self.released = 0, True
         self.acted: set[int] = set()
         for node in self.nodes:
@@ -84,9 +84,9 @@ class World:
                     self.ask,
                     self.restart,
                     self.release,
-                    self.deafen,
+                    self.cut_off,
                 ),
-                (70, 5, 1, 2.5, 1, 0.7, 1),
+                (70, 6, 0.5, 3, 1.2, 0.4, 0.6),
             )[0]()
             acting = [node for node in self.nodes if self.acts(node)]
             self.acted.update(node.leads for node in acting)
@@ -155,9 +155,9 @@ class World:
                 node.fencing = None
                 self.released = True
 
-    def deafen(self) -> None:
-        """A node stops to hear anybody, or hears again."""
-        self.deaf ^= {self.any_node().name}
+    def cut_off(self) -> None:
+        """A node is alone, or all hear each other again."""
+        self.cut = set() if self.cut else {self.any_node().name}
 
     def restart(self) -> None:
         self.any_node().start(self.world_ms)
@@ -178,7 +178,7 @@ class World:
         post = self.posts[place]
         if self.rng.random() > 0.05:
             del self.posts[place]
-        if post.to in self.deaf and post.to != post.sender:
+        if post.to != post.sender and {post.to, post.sender} & self.cut:
             return
         node = self.by_name[post.to]
         match post.message:
@@ -208,16 +208,10 @@ def test_no_two_nodes_act() -> None:
 
 
 def _no_hold() -> Any:
-    return patch.object(Holds, "wait_ms", lambda *_, **__: 0)
+    def none(*_: object, **__: object) -> int:
+        return 0
 
-
-def _release_excuses_all() -> Any:
-    wait_ms = Holds.wait_ms
-
-    def excused(holds: Holds, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
-        return 0 if released else wait_ms(holds, shard, epoch, now_ms, released=False)
-
-    return patch.object(Holds, "wait_ms", excused)
+    return patch.object(Holds, "wait_ms", none)
 
 
 def _restart_forgets() -> Any:
@@ -230,8 +224,19 @@ def _restart_forgets() -> Any:
     return patch.object(Holds, "__init__", awake)
 
 
-def _promise_is_not_told() -> Any:
-    return patch.object(Holds, "promised", lambda *_: None)
+def _fences_are_forgotten() -> Any:
+    """Neither that a voter was asked nor that it promised changes whom it acks."""
+    wait_ms = Holds.wait_ms
+
+    def careless(holds: Holds, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
+        waiting_ms = wait_ms(holds, shard, epoch, now_ms, released=released)
+        holds._asked.clear()
+        return waiting_ms
+
+    def deaf(*_: object) -> None:
+        pass
+
+    return patch.multiple(Holds, wait_ms=careless, promised=deaf)
 
 
 def _counted_from_the_ack() -> Any:
@@ -270,9 +275,8 @@ def _minority_is_enough() -> Any:
 
 MUTANTS: dict[str, Callable[[], Any]] = {
     "no hold": _no_hold,
-    "a release excuses every hold": _release_excuses_all,
     "a restart forgets what was held": _restart_forgets,
-    "holds do not learn of promises": _promise_is_not_told,
+    "holds do not learn of fences": _fences_are_forgotten,
     "counted from the ack": _counted_from_the_ack,
     "refusals are ignored": _refusals_are_ignored,
     "acks of beats from before the leadership count": _acks_of_old_beats_count,
@@ -283,4 +287,4 @@ MUTANTS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(name: str) -> None:
     with MUTANTS[name]():
-        assert any(World(seed).run() for seed in range(3000)), "the world is too kind"
+        assert any(World(seed).run() for seed in range(2500)), "the world is too kind"

@@ -59,7 +59,10 @@ def _old_epochs_are_counted() -> Any:
 
 
 def _fence_one_short() -> Any:
-    return patch.object(takeover, "fence_quorum", lambda n: max(fence_quorum(n) - 1, 1))
+    def one_less(voters: int) -> int:
+        return max(fence_quorum(voters) - 1, 1)
+
+    return patch.object(takeover, "fence_quorum", one_less)
 
 
 def _promise_is_not_written() -> Any:
@@ -81,7 +84,10 @@ def _longest_log_wins() -> Any:
 
 
 def _own_log_is_taken() -> Any:
-    return patch.object(Takeover, "_rank", lambda takeover, voter: voter == takeover._me)
+    def selfish(takeover: Takeover, voter: NodeId) -> bool:
+        return voter == takeover._me
+
+    return patch.object(Takeover, "_rank", selfish)
 
 
 def _late_append_cuts() -> Any:
@@ -121,11 +127,17 @@ def _no_catching_up() -> Any:
 
 
 def _no_previous_check() -> Any:
-    return patch.object(Log, "holds", lambda log, index, epoch: index <= log.last_index)
+    def trusting(log: Log, index: int, _: int) -> bool:
+        return index <= log.last_index
+
+    return patch.object(Log, "holds", trusting)
 
 
 def _truncated_stays_durable() -> Any:
-    return patch.object(Ledger, "_void", lambda *_: None)
+    def keep(*_: object) -> None:
+        pass
+
+    return patch.object(Ledger, "_void", keep)
 
 
 def _truncations_are_not_replayed() -> Any:
@@ -148,7 +160,10 @@ def _commit_beyond_the_match() -> Any:
 
 
 def _lower_epochs_are_heard() -> Any:
-    return patch.object(Replica, "_stale", lambda *_: False)
+    def never(*_: object) -> bool:
+        return False
+
+    return patch.object(Replica, "_stale", never)
 
 
 SAFETY = (

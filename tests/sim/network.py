@@ -158,7 +158,7 @@ class SimPeers:
         self._source = SnapshotSource(owner.open_snapshot)
         self._stream = 0
         self._members: dict[NodeId, Member] = {}
-        self._links: dict[NodeId, tuple[Member, _Lane, _Lane]] = {}
+        self._links: dict[NodeId, tuple[str, _Lane, _Lane]] = {}
 
     # --- Peers ---
 
@@ -205,7 +205,10 @@ class SimPeers:
             )
         address = self._address(peer)
         target = await self._reach(address, min(timeout_s, self.network.weather.call_wait_s))
-        target.admission.identify(make_hello(self.me, peer, self.session))
+        try:
+            target.admission.identify(make_hello(self.me, peer, self.session))
+        except TickwheelError as error:
+            raise Unavailable(error.message, reason="PEER_REFUSED") from error
         call = Forwarded(self.me.store, method, request, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
@@ -277,23 +280,24 @@ class SimPeers:
             self.owner.on_messages(caller.sender, caller.session, messages)
 
     def _connect(self, members: Mapping[NodeId, Member]) -> None:
-        for node in [n for n, (member, *_) in self._links.items() if members.get(n) != member]:
+        addresses = {node: member.address for node, member in members.items()}
+        for node in [n for n, (address, *_) in self._links.items() if addresses.get(n) != address]:
             _, *lanes = self._links.pop(node)
             for lane in lanes:
                 lane.close()
-        for node, member in members.items():
+        for node, address in addresses.items():
             if node not in self._links:
                 bulk = BulkQueue(self.network.options.queue_bytes_max)
                 self._links[node] = (
-                    member,
-                    _Lane(self, node, member.address, pb.LANE_BULK, bulk),
-                    _Lane(self, node, member.address, pb.LANE_BEATS, BeatQueue()),
+                    address,
+                    _Lane(self, node, address, pb.LANE_BULK, bulk),
+                    _Lane(self, node, address, pb.LANE_BEATS, BeatQueue()),
                 )
 
     def _address(self, peer: NodeId) -> str:
         if peer not in self._links:
             raise Unavailable(f"node {peer} is not there", reason="PEER_UNREACHABLE")
-        return self._links[peer][0].address
+        return self._links[peer][0]
 
     async def _reach(self, address: str, wait_s: float) -> "SimPeers":
         """The process there, by a connection that is made now. Raises Unavailable."""

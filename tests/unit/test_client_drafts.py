@@ -235,7 +235,7 @@ def test_every_option_has_its_place() -> None:
     output_only = {
         "name", "uid", "etag", "generation", "state", "create_time", "update_time", "next_time",
         "last_time", "last_outcome", "running_count", "started_count", "succeeded_count",
-        "failed_count", "skipped_count",
+        "failed_count", "skipped_count", "origin",
     }  # fmt: skip
     assert unset == output_only | {"worker_target"}
     assert target_unset == set()

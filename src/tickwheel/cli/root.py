@@ -7,6 +7,7 @@ command line also works where only the client is installed.
 import click
 
 from tickwheel.cli.backup import backup, restore
+from tickwheel.cli.cluster import cluster
 from tickwheel.cli.completion import completion
 from tickwheel.cli.executions import executions
 from tickwheel.cli.jobs import jobs
@@ -36,5 +37,7 @@ def main() -> None:
     """
 
 
-for _command in (serve, jobs, executions, preview, export, import_, backup, restore, completion):
+for _command in (
+    serve, jobs, executions, preview, cluster, export, import_, backup, restore, completion,
+):  # fmt: skip
     main.add_command(_command)
