@@ -52,6 +52,8 @@ class Agreement:
     async def run(self, peers: Peers) -> None:
         """Until `stop`."""
         while not self._stop.is_set():
+            if not self._slots:
+                await asyncio.sleep(PAUSE_S)  # a new node: its shards are still to come
             for number in sorted(self._slots):
                 if self._stop.is_set():
                     return

@@ -334,6 +334,11 @@ def one(leg: Leg, results: Path, keep: Path | None) -> bool:
     return bool(row["clean"])
 
 
+def end(*_: object) -> None:
+    """On SIGTERM: leave, and close what is open on the way out."""
+    sys.exit(1)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
@@ -349,6 +354,7 @@ def main() -> int:
     if find_etcd() is None:
         sys.stderr.write("No etcd: put one on the PATH, or name it in ETCD_PROGRAM.\n")
         return 1
+    signal.signal(signal.SIGTERM, end)  # every process that was started ends, too
     clean = True
     count = 0
     while (

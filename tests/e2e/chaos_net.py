@@ -17,6 +17,7 @@ Lines on stdin, one line out for each, beside those of `bench.proxy`; it ends wh
 """
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ from typing import Self
 from bench.node import ROOT, environment
 from bench.proxy import Link, Mode, Proxy, reset
 
-ESTABLISHED = "01"
+ESTABLISHED = b"01"
 
 
 class Doors(Proxy):
@@ -56,7 +57,7 @@ class Doors(Proxy):
     ) -> None:
         """Somebody calls: who is it?"""
         port: int = writer.get_extra_info("peername")[1]
-        name = await asyncio.to_thread(self.caller, port)
+        name = self.caller(port)
         link = self.links.get((name, target))
         if link is None:
             reset(writer)  # ended already, or not told yet: it calls again
@@ -88,13 +89,16 @@ class Doors(Proxy):
 
 
 def inode_of(port: int) -> str:
-    """Of the socket that is connected from this port of loopback, "" if there is none."""
-    local = f"0100007F:{port:04X}"
-    for table in ("tcp", "tcp6"):  # gRPC calls IPv4 addresses from IPv6 sockets
-        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+    """Of the socket that is connected from this port of loopback, "" if there is none.
+
+    The tables hold every socket of the machine, so they are not taken apart. gRPC calls IPv4 addresses from IPv6 sockets.
+    """
+    wanted = re.compile(rb"^ *\d+: [0-9A-F]*0100007F:%04X .*$" % port, re.MULTILINE)
+    for table in ("tcp6", "tcp"):
+        for row in wanted.findall(Path(f"/proc/net/{table}").read_bytes()):
             fields = row.split()
-            if fields[1].endswith(local) and fields[3] == ESTABLISHED:
-                return fields[9]
+            if fields[3] == ESTABLISHED:
+                return str(fields[9].decode())
     return ""
 
 

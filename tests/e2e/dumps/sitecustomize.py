@@ -12,11 +12,12 @@ import sys
 
 def dump(*_: object) -> None:
     """To stderr; the traceback of a task shows where it awaits."""
+    faulthandler.dump_traceback(file=sys.stderr)
     with contextlib.suppress(RuntimeError):
         for task in asyncio.all_tasks(asyncio.get_running_loop()):
             sys.stderr.write(f"--- {task!r}\n")
-            task.print_stack(file=sys.stderr)
-    faulthandler.dump_traceback(file=sys.stderr)
+            with contextlib.suppress(TypeError):  # a task of Cython's has no lines
+                task.print_stack(file=sys.stderr)
     sys.stderr.flush()
 
 
