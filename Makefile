@@ -1,7 +1,7 @@
 # Few verbs; `make` prints them. Needs python 3.11 or later, make and git; `make proto` also needs node.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster run test check lint fmt type cover bench crash sim model languages gen gen-check proto lock build clean
+.PHONY: help setup demo cluster run test check lint fmt type cover bench crash chaos failover sim sim-cluster model languages gen gen-check proto lock build clean
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -77,8 +77,17 @@ bench: setup      ## load and lateness (ARGS=--help)
 crash: setup      ## kill -9 under load, again and again, and judge (ARGS=--help)
 	$(PY) -m tests.e2e.crash $(ARGS)
 
+chaos: setup      ## a cluster under load, one fault after the other, and a judge (ARGS=--help)
+	$(PY) -m tests.e2e.chaos $(ARGS)
+
+failover: setup      ## leaders are killed, again and again: how long until their jobs fire (ARGS=--help)
+	$(PY) -m tests.e2e.failover $(ARGS)
+
 sim: setup      ## the simulated node, many seeds (SEEDS=0-1999; goes on where the results file ends)
 	PYTHONPATH=. nice -n 10 $(PY) -m tests.sim --seeds $(SEEDS) $(ARGS)
+
+sim-cluster: setup      ## simulated clusters, many seeds (SEEDS=0-1999; goes on where the results file ends)
+	PYTHONPATH=. nice -n 10 $(PY) -m tests.sim.cluster --seeds $(SEEDS) $(ARGS)
 
 model: setup      ## the model of the cluster's protocol: random walks (ARGS=--help: broken rules, exhaustive)
 	PYTHONPATH=. nice -n 10 $(PY) -m tests.model $(ARGS)

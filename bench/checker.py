@@ -16,7 +16,9 @@ them and reports each broken guarantee by name (README, "What is promised"):
     second_job    one name, created once by the caller, fired under two uids                                     I9
     stranger      arrived for a job that nobody created, or for a time that its schedule does not name
 
-Duplicates that a kill explains (the answer may not have reached the journal) are counted apart, as `at_kill`.
+Duplicates that a kill explains (the answer may not have reached the journal) are counted apart, as `at_kill`. In a
+cluster (`History.changes`) the rule is narrower: the second request must carry a higher epoch than the first, so another
+leader sent it, and the first must have been on its way, or answered less than `grace_ms` ago, while a fault lasted.
 Example: a job due at 1000 that was acknowledged and of which nothing arrived by the horizon is `lost`:
 
 >>> job = Job("j", "ab" * 16, due_ms=1000)
@@ -89,6 +91,14 @@ class Outage(NamedTuple):
     end_ms: int
 
 
+class Change(NamedTuple):
+    """In a cluster: leaders may have changed between a fault at `start_ms` and `end_ms`, when all was served again."""
+
+    start_ms: int
+    end_ms: int
+    kind: str
+
+
 @dataclass(slots=True)
 class History:
     """All there is to judge. What is due after `horizon_ms` is not judged yet.
@@ -102,6 +112,7 @@ class History:
     excuses: Sequence[Excuse] = ()
     outages: Sequence[Outage] = ()
     grace_ms: int = 1_000
+    changes: Sequence[Change] = ()
 
 
 @dataclass(slots=True)
@@ -118,6 +129,9 @@ class Report:
     executions: int = 0
     retries: int = 0
     at_kill: int = 0
+    at_change: dict[str, int] = field(default_factory=dict[str, int])
+    """Of `at_kill`, by the kind of change that explains them."""
+
     lag_us: Histogram = field(default_factory=Histogram)
     outage_lag_us: Histogram = field(default_factory=Histogram)
 
@@ -205,10 +219,12 @@ def _check_executions(history: History, by_id: dict[str, list[Arrival]], report:
         if len(arrivals) > 1:
             if id_[:UID_DIGITS] in once_only:
                 report.add("at_most_once", f"{id_} x {len(arrivals)}")
-            _check_again(arrivals, kills, history.grace_ms, report)
+            _check_again(arrivals, kills, history, report)
 
 
-def _check_again(arrivals: list[Arrival], kills: list[int], grace_ms: int, report: Report) -> None:
+def _check_again(
+    arrivals: list[Arrival], kills: list[int], history: History, report: Report
+) -> None:
     """A second arrival is a retry (the first was refused), explained by a kill between, or a duplicate."""
     seen: set[tuple[int, int]] = set()
     for arrival in arrivals:
@@ -217,15 +233,17 @@ def _check_again(arrivals: list[Arrival], kills: list[int], grace_ms: int, repor
             report.add("repeated", f"{arrival.id} attempt {key[0]} epoch {key[1]}")
         seen.add(key)
     for first, second in pairwise(arrivals):
-        answered_ms = first.arrival_us // 1_000 + first.delay_ms
-        if _killed_between(
-            kills, first.arrival_us // 1_000, second.arrival_us // 1_000, answered_ms + grace_ms
-        ):
+        sent_ms, again_ms = first.arrival_us // 1_000, second.arrival_us // 1_000
+        until_ms = sent_ms + first.delay_ms + history.grace_ms
+        if _killed_between(kills, sent_ms, again_ms, until_ms):
             report.at_kill += 1
-        elif _succeeded(first):
-            report.add("duplicate", f"{first.id} at {first.arrival_us} and {second.arrival_us} us")
-        else:
+        elif not _succeeded(first):
             report.retries += 1
+        elif kind := _changed_between(history.changes, first, second, until_ms):
+            report.at_kill += 1
+            report.at_change[kind] = report.at_change.get(kind, 0) + 1
+        else:
+            report.add("duplicate", f"{first} then {second}")
 
 
 def _killed_between(kills: list[int], first_ms: int, second_ms: int, until_ms: int) -> bool:
@@ -234,10 +252,24 @@ def _killed_between(kills: list[int], first_ms: int, second_ms: int, until_ms: i
     return at < len(kills) and kills[at] <= min(second_ms, until_ms)
 
 
+def _changed_between(
+    changes: Sequence[Change], first: Arrival, second: Arrival, until_ms: int
+) -> str:
+    """The kind of the change of leader that explains a second request, "" if none does."""
+    if second.epoch <= first.epoch:
+        return ""
+    sent_ms, again_ms = first.arrival_us // 1_000, second.arrival_us // 1_000
+    for change in changes:
+        if sent_ms <= change.end_ms and change.start_ms <= min(until_ms, again_ms):
+            return change.kind
+    return ""
+
+
 def _record_lag(history: History, due: int, first: Arrival, report: Report) -> None:
-    shadowed = any(
-        o.start_ms <= first.arrival_us // 1_000 and due <= o.end_ms for o in history.outages
-    )
+    windows = [(o.start_ms, o.end_ms) for o in history.outages]
+    windows += [(c.start_ms, c.end_ms) for c in history.changes]
+    at_ms = first.arrival_us // 1_000
+    shadowed = any(start_ms <= at_ms and due <= end_ms for start_ms, end_ms in windows)
     histogram = report.outage_lag_us if shadowed else report.lag_us
     histogram.record(first.arrival_us - due * 1_000)
 
@@ -296,7 +328,7 @@ def _promised(job: Job, horizon_ms: int) -> Iterator[int]:
         return
     due = job.due_ms
     for operation in job.operations:
-        if operation.kind == "update" and operation.due_ms:
+        if operation.kind == "update" and operation.due_ms and operation.answer != "COMPLETED":
             if not operation.answer:
                 return  # either due time may be the true one
             due = operation.due_ms

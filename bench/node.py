@@ -4,9 +4,11 @@ A node keeps its ports over restarts, so that a client's channel finds it again.
 a line for each start. Processes are ended by their own pid, and whoever starts one ends it (`close`).
 """
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.01
 READY_S = 60.0
 STOP_S = 30.0
+PORT_MIN, PORT_MAX = 10_000, 32_000
 
 
 class NotReady(Exception):
@@ -29,11 +32,16 @@ class NotReady(Exception):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody has at this moment.
+
+    From below the range that the system takes callers' ports from: a node that is down for a while must find its port
+    free when it comes back.
+    """
+    while True:
+        port = random.randrange(PORT_MIN, PORT_MAX)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

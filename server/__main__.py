@@ -2,7 +2,7 @@
 
 gRPC's core writes lines of its own, with bytes that peers chose: silent, unless GRPC_VERBOSITY asks for them.
 
-Must never import: anything but `app`, `config`, `errors`, `logs`.
+Must never import: anything but `app`, `config`, `errors`, `logs`, `settings`.
 """
 
 import asyncio
@@ -11,9 +11,10 @@ import sys
 
 import uvloop
 
-from tickwheel.server.config import Config, load_from_environment
+from tickwheel.server.config import Config
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.logs import configure
+from tickwheel.server.settings import load_from_environment
 
 
 def serve(config: Config) -> int:

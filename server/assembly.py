@@ -4,6 +4,7 @@ Must never import: `shard`, `wheel`, `table`.
 """
 
 import platform
+import shutil
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from tickwheel.server.cluster.peers import GrpcPeers
 from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
 from tickwheel.server.clustered import ClusterDevices
 from tickwheel.server.config import Config
+from tickwheel.server.copies import SHIPPED, FileShelves
 from tickwheel.server.identity import DataDirectory
 from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
@@ -54,6 +56,9 @@ def make_devices(
     config: Config, etcd: EtcdClient, meta: MetaRecord, directory: DataDirectory, clock: SystemClock
 ) -> ClusterDevices:
     """What `clustered.start` needs beside a node's devices."""
+    shards = directory.path / "shards"
+    for path in shards.glob(f"{SHIPPED}*"):  # copies for peers that a crash left
+        shutil.rmtree(path)
     health = Health(clock.monotonic_ms)
     store = directory.identity.store.hex()
     return ClusterDevices(
@@ -68,8 +73,8 @@ def make_devices(
             memory=SessionFile(directory.path),
         ),
         health=health,
-        stored=lambda: stored_shards(directory.path / "shards"),
-        shards=directory.path / "shards",
+        stored=lambda: stored_shards(shards),
+        shelves=FileShelves(shards),
     )
 
 

@@ -13,12 +13,13 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
+from tickwheel.server.agreement import STATE_HASH, Agreement
 from tickwheel.server.cluster.beats import Beats
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.elect import Election
+from tickwheel.server.cluster.gauges import Gauges
 from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.member import Member, Self
@@ -29,7 +30,7 @@ from tickwheel.server.cluster.reshape import Patience, Reshape
 from tickwheel.server.cluster.tasks import Tasks
 from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
-from tickwheel.server.copies import TAKE_SNAPSHOT, Copies
+from tickwheel.server.copies import TAKE_SNAPSHOT, Copies, Shelves
 from tickwheel.server.errors import NotLeader
 from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
@@ -43,7 +44,7 @@ from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
-from tickwheel.server.turn import Event, ReplicaOptions, SnapshotWanted
+from tickwheel.server.turn import Event, Leading, ReplicaOptions, SnapshotWanted
 from tickwheel.server.wal import Wal
 
 CLOSE_S = 3.0
@@ -60,7 +61,7 @@ class ClusterDevices:
     myself: Self
     health: Health
     stored: Callable[[], list[int]]
-    shards: Path
+    shelves: Shelves
 
 
 class Shelf:
@@ -135,8 +136,8 @@ class ClusterNode:
         )  # fmt: skip
         self._shelf.recover(me, cluster.stored(), holds)
         self.keeper = Keeper(config, self.runner, self.slots, self.wal, metrics)
-        self.node = Node(config, self.runner, self.keeper)
-        self.view = View()
+        self.view = View(config.min_copies)
+        self.node = Node(config, self.runner, self.keeper, self.view.thin)
         self.tasks = Tasks(on_fatal)
         self.election = Election(
             me, cluster.etcd, self.view, self.host, clock=clock,
@@ -150,11 +151,16 @@ class ClusterNode:
             me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
         )
         self.copies = Copies(
-            cluster.shards, self.slots, self.runner, self.keeper, self.host,
+            cluster.shelves, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
         )  # fmt: skip
+        self.agreement = Agreement(
+            cluster.shelves.hashing, self.slots, self.runner, self.keeper, self.host
+        )
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
+        gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
+        metrics.watch_more(gauges.present, gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.peers: Peers
         self.control: Control
@@ -182,11 +188,13 @@ class ClusterNode:
             peers=self.peers, tasks=self.tasks, hold=self._hold,
         )  # fmt: skip
         self._member.on_change(self.control.changed)
+        self.leaderships.on_change = self.control.changed
         self.host.start(self.peers, self.leaderships)
         self.beats.start(self.peers, self.election.watch_rights)
         self._member.start()
         self.tasks.spawn(self.hand_over.run())
         self.tasks.spawn(self.reshape.run())
+        self.tasks.spawn(self.agreement.run(self.peers))
         self.runner.start_firing()
         self.keeper.start()
 
@@ -196,6 +204,7 @@ class ClusterNode:
         self.keeper.stop()
         self.hand_over.stop()
         self.reshape.stop()
+        self.agreement.stop()
         await self.runner.drain()
         await self.election.release_all(CLOSE_S)
         self.beats.stop()
@@ -215,6 +224,8 @@ class ClusterNode:
     def _event(self, number: int, event: Event) -> None:
         if isinstance(event, SnapshotWanted):
             self.tasks.spawn(self.copies.offer(number, event.peer))
+        elif isinstance(event, Leading):
+            self.beats.soon()
         self.election.event(number, event)
         self.reshape.event(number, event)
 
@@ -223,6 +234,8 @@ class ClusterNode:
         if call.method == TAKE_SNAPSHOT:
             self.copies.take(int(call.request), call.sender)
             return b""
+        if call.method == STATE_HASH:
+            return await self.agreement.answer(int(call.request))
         if self.door is None:
             raise NotLeader("this node is starting", retry_after_ms=RETRY_AFTER_MS)
         async with asyncio.timeout(call.timeout_s):

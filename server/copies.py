@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.peer_port import Peers, SnapshotFile
@@ -22,73 +22,165 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
+from tickwheel.server.store.compare import StateHash, hashing
 from tickwheel.server.store.install import install, stage
-from tickwheel.server.store.snapshot import Snapshot, in_turns, take, verifying
+from tickwheel.server.store.snapshot import Slices, Snapshot, in_turns, take, verifying
 
 log = get_logger(__name__)
 
 TAKE_SNAPSHOT: Final = "node/TakeSnapshot"
+SHIPPED: Final = "shipped-"
+"""Directories beside the stores with copies for peers; what a crash leaves of them is removed at the next start."""
+
 ASK_S: Final = 5.0
 AT_A_TIME: Final = 2
+
+
+class Copy(Protocol):
+    """A copy of a shard as of one entry, that does not change until it is removed. Called in the store's thread."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What it is of, and its files."""
+        ...
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """A piece of a file. Raises OSError."""
+        ...
+
+    def remove(self) -> None:
+        """Nobody reads it any more."""
+        ...
+
+
+class Shelves(Protocol):
+    """Where copies are made and put in place. Called in the store's thread; raises FailedPrecondition, OSError."""
+
+    def take(self, shard: int) -> Copy:
+        """Copy a shard whose store is open."""
+        ...
+
+    def stage(self, shard: int) -> Path:
+        """An empty directory for a copy that comes in."""
+        ...
+
+    def verifying(self, directory: Path, snapshot: Snapshot) -> Slices[None]:
+        """Is it whole, and what it says it is?"""
+        ...
+
+    def hashing(self, shard: int) -> Slices[StateHash]:
+        """What of a shard must be equal on every replica that is at the same entry."""
+        ...
+
+    def install(self, directory: Path, snapshot: Snapshot) -> None:
+        """Let it take the place of a store that is closed, as a whole or not at all."""
+        ...
+
+
+class FileCopy:
+    """A directory of files."""
+
+    def __init__(self, directory: Path, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._directory = directory
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """A piece of a file."""
+        with (self._directory / self.snapshot.files[number].name).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def remove(self) -> None:
+        """Delete it."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class FileShelves:
+    """The directory of the shards' stores."""
+
+    def __init__(self, shards: Path) -> None:
+        self._shards = shards
+        self._taken = 0
+
+    def take(self, shard: int) -> FileCopy:
+        """Copy a shard through SQLite."""
+        self._taken += 1
+        directory = self._shards / f"{SHIPPED}{shard:04d}-{self._taken}"
+        return FileCopy(directory, take(self._shards, shard, directory))
+
+    def stage(self, shard: int) -> Path:
+        """Beside the stores."""
+        return stage(self._shards, shard)
+
+    def verifying(self, directory: Path, snapshot: Snapshot) -> Slices[None]:
+        """Digests, and SQLite's own checks."""
+        return verifying(directory, snapshot)
+
+    def hashing(self, shard: int) -> Slices[StateHash]:
+        """In the order of rows."""
+        return hashing(self._shards, shard)
+
+    def install(self, directory: Path, snapshot: Snapshot) -> None:
+        """By one rename."""
+        install(directory, self._shards, snapshot)
 
 
 class Shipped:
     """A copy that is being read by a peer. Implements `SnapshotFiles`."""
 
-    def __init__(self, directory: Path, snapshot: Snapshot, runner: Runner) -> None:
-        self._directory = directory
-        self._snapshot = snapshot
+    def __init__(self, copy: Copy, runner: Runner) -> None:
+        self._copy = copy
         self._runner = runner
 
     @property
     def manifest(self) -> bytes:
         """What the store says of it."""
-        return self._snapshot.to_json()
+        return self._copy.snapshot.to_json()
 
     @property
     def files(self) -> Sequence[SnapshotFile]:
         """Its files, the main one first."""
-        return [SnapshotFile(f.name, f.size_bytes, f.sha256) for f in self._snapshot.files]
+        return [SnapshotFile(f.name, f.size_bytes, f.sha256) for f in self._copy.snapshot.files]
 
     async def read(self, number: int, offset: int, size: int) -> bytes:
         """A piece of a file."""
-        path = self._directory / self._snapshot.files[number].name
-        return await self._runner.store.query(partial(_read, path, offset, size))
+        return await self._runner.store.query(partial(self._copy.read, number, offset, size))
 
     def close(self) -> None:
         """The peer has it, or went away."""
-        self._runner.store.query(partial(shutil.rmtree, self._directory, ignore_errors=True))
+        self._runner.store.query(self._copy.remove)
 
 
 class Copies:
     """Copies of shards, out and in."""
 
     def __init__(
-        self, shards: Path, slots: dict[int, Slot], runner: Runner, keeper: Keeper, host: Host,
+        self, shelves: Shelves, slots: dict[int, Slot], runner: Runner, keeper: Keeper, host: Host,
         *, reopen: Callable[[int], Slot],
     ) -> None:  # fmt: skip
-        self._shards = shards
+        self._shelves = shelves
         self._slots = slots
         self._runner = runner
         self._keeper = keeper
         self._host = host
         self._reopen = reopen
         self._taking: set[int] = set()
-        self._shipped = 0
         self.peers: Peers
 
     # --- out ---
 
     async def open(self, shard: int) -> Shipped:
-        """A copy of a shard that this node leads, for a peer. Raises FailedPrecondition, ResourceExhausted."""
-        if not self._host.serves(shard):
+        """A copy of a shard for a peer, which may be the one whose ack this leader needs to begin at all.
+
+        Raises FailedPrecondition, ResourceExhausted.
+        """
+        replica = self._host.replicas.get(shard)
+        if replica is None or not replica.configs:
             raise FailedPrecondition(f"this node does not lead shard {shard}", reason="NOT_LEADER")
         await self._keeper.flush()
-        self._shipped += 1
-        directory = self._shards / f"shipped-{shard:04d}-{self._shipped}"
-        snapshot = await self._runner.store.query(partial(take, self._shards, shard, directory))
-        log.info("snapshot taken", extra={"shard": shard, "index": snapshot.index})
-        return Shipped(directory, snapshot, self._runner)
+        copy = await self._runner.store.query(partial(self._shelves.take, shard))
+        log.info("snapshot taken", extra={"shard": shard, "index": copy.snapshot.index})
+        return Shipped(copy, self._runner)
 
     async def offer(self, shard: int, peer: NodeId) -> None:
         """Tell a peer that it has to take a copy. It is told again as long as it lacks one."""
@@ -109,10 +201,10 @@ class Copies:
     async def _take(self, shard: int, leader: NodeId) -> None:
         query = self._runner.store.query
         try:
-            directory = await query(partial(stage, self._shards, shard))
+            directory = await query(partial(self._shelves.stage, shard))
             manifest = await self.peers.fetch_snapshot(leader, shard, directory)
             snapshot = Snapshot.from_json(manifest)
-            await in_turns(query, verifying(directory, snapshot))
+            await in_turns(query, self._shelves.verifying(directory, snapshot))
             await self._put(shard, directory, snapshot)
         except Fatal:
             raise
@@ -143,10 +235,4 @@ class Copies:
     def _swap(self, slot: Slot, directory: Path, snapshot: Snapshot) -> None:
         """In the store's thread."""
         slot.store.close()
-        install(directory, self._shards, snapshot)
-
-
-def _read(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+        self._shelves.install(directory, snapshot)

@@ -112,7 +112,8 @@ class HandOver:
             return ""
         wish = self._view.moves.get(number, "")
         if wish:
-            return wish if wish != self._me and self._is_ready(number, wish) else ""
+            may = wish != self._me and wish in seen.record.voters
+            return wish if may and self._is_ready(number, wish) else ""
         candidates = [node for node in self._order(number) if self._may_have(node, now_ms)]
         for node in candidates:
             if node == self._me and self._view.may_lead(self._me):
@@ -153,15 +154,17 @@ class HandOver:
             self._pause_ms[number] = min(pause_ms * AGAIN_FACTOR, AGAIN_MS_MAX)
 
     async def _stand_still(self, number: int, slot: Slot, target: NodeId) -> None:
-        epoch = slot.shard.epoch
+        epoch, replica = slot.shard.epoch, self._host.replicas[number]
         self._runner.pause(slot)
-        if await self._lands(slot) and slot.leads(epoch):
+        if await self._lands(slot) and slot.leads(epoch) and replica.accepts:
             log.info("handing over", extra={"shard": number, "epoch": epoch, "to": target})
-            self._host.replicas[number].release()
+            replica.release()
             self._host.poke(number)
             await self._until(lambda: not slot.leads(epoch), RELEASE_S)
-        if slot.leads(epoch):
-            self._runner.resume(slot)
+        if slot.leads(epoch) and replica.accepts:
+            self._runner.resume(
+                slot
+            )  # otherwise nothing could be written: it waits for its end, which is near
 
     async def _lands(self, slot: Slot) -> bool:
         """Wait, but not long, until nothing is in flight or on its way to the log."""

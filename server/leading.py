@@ -37,6 +37,8 @@ class Leaderships:
         self._keeper = keeper
         self._host = host
         self._more = more
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a shard begins to be served here, or is not any more."""
 
     def apply(self, shard: int, entries: Sequence[LogEntry]) -> None:
         """Bring a follower's table up to date."""
@@ -57,6 +59,7 @@ class Leaderships:
         """The leadership is over."""
         log.info("resigned", extra={"shard": shard, "epoch": self._slots[shard].shard.epoch})
         self._runner.resign(shard)
+        self.on_change()
 
     def event(self, shard: int, event: Event) -> None:
         """A leadership begins, or something for others."""
@@ -73,4 +76,5 @@ class Leaderships:
         if replica.leads and replica.epoch == epoch:
             self._host.serve(shard)
             self._runner.begin(slot)
+            self.on_change()
             log.info("leading", extra={"shard": shard, "epoch": epoch})

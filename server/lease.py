@@ -52,6 +52,7 @@ class Holds:
         self._lease_ms = lease_ms
         self._waking_ms = started_ms + lease_ms
         self._promised: dict[int, int] = {}  # bounded: by the number of shards
+        self._asked: dict[int, int] = {}  # bounded: by the number of shards
         self._holds: dict[int, _Hold] = {}  # bounded: by the number of shards
 
     def promised(self, shard: int, epoch: int) -> None:
@@ -63,7 +64,8 @@ class Holds:
         refused: list[int] = []
         for shard, epoch in beat.led:
             hold = self._holds.get(shard)
-            if epoch < self._promised.get(shard, 0) or (hold is not None and epoch < hold.epoch):
+            lowest = max(self._promised.get(shard, 0), self._asked.get(shard, 0))
+            if epoch < lowest or (hold is not None and epoch < hold.epoch):
                 refused.append(shard)
             else:
                 self._holds[shard] = _Hold(epoch, now_ms + self._lease_ms)
@@ -72,9 +74,13 @@ class Holds:
     def wait_ms(self, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
         """How long a Fence for `epoch` has to wait; 0 if it may be granted.
 
+        That it was asked for is remembered: no leader below it is acked any more, or one that cannot see that its time
+        is over would be held to for ever, beat by beat.
+
         `released` is said by the leader of `epoch` - 1 alone, so nobody else's hold ends by it. What was acked before
         our start is forgotten; yet if we promised `epoch` - 1, nobody below it was acked since.
         """
+        self._asked[shard] = max(epoch, self._asked.get(shard, 0))
         excused = epoch - 1 if released else -1
         until_ms = 0 if self._promised.get(shard, 0) == excused else self._waking_ms
         hold = self._holds.get(shard)

@@ -22,7 +22,7 @@ Must never import: any room of this project.
 
 from bisect import bisect_left
 from collections import Counter as Tallied
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -34,7 +34,6 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 LAG_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -42,6 +41,10 @@ LAG_BUCKETS_S = (
 LAG_BUCKETS_MS = tuple(bound_s * 1_000 for bound_s in LAG_BUCKETS_S)
 CALL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 FLUSH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+Read = Callable[[], Sequence[tuple[str, str, float]]]
+"""(name, words, value) of each."""
 
 
 class Sized(Protocol):
@@ -261,6 +264,26 @@ class Metrics:
         """Read these whenever Prometheus asks, from now on. Once a registry."""
         self._registry.register(_Watch(runner, wal, dispatch, ready))
 
+    def watch_more(self, gauges: Read, totals: Read) -> None:
+        """Read these too. Once a registry."""
+        self._registry.register(_Readings(gauges, totals))
+
+
+class _Readings(Collector):
+    """Present values and totals of a part of the node that brings its own names."""
+
+    def __init__(self, gauges: Read, totals: Read) -> None:
+        self._read_gauges, self._read_totals = gauges, totals
+
+    def collect(self) -> Iterable[Metric]:
+        """Read everything once."""
+        yield from _gauges(*self._read_gauges())
+        yield from _totals(*self._read_totals())
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand: the registry need not read values to learn the names."""
+        return []
+
 
 class _Tally(Collector):
     """A counter by one label, of what the loop alone counts: a plain number each, for it is there at every fire."""
@@ -292,7 +315,7 @@ class _Lag(Collector):
         """Read every value."""
         words = "Start of an attempt after its due time."
         family = HistogramMetricFamily("tickwheel_fire_lag_seconds", words, labels=["late"])
-        bounds = [*map(floatToGoString, LAG_BUCKETS_S), "+Inf"]
+        bounds = [*map(str, LAG_BUCKETS_S), "+Inf"]
         for late, counts in self._counts.items():
             buckets = list(zip(bounds, accumulate(counts), strict=True))
             family.add_metric([str(late).lower()], buckets, self._sum_ms[late] / 1_000)

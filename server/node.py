@@ -12,6 +12,7 @@ Must never import: the doors.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -21,12 +22,13 @@ from tickwheel.server.command import Get, JobView, NamedCommand, Reply
 from tickwheel.server.commit import OwnDisk
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
-from tickwheel.server.errors import NotFound, NotLeader, TickwheelError, WalRot
+from tickwheel.server.errors import NotFound, NotLeader, TickwheelError, Unavailable, WalRot
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import Effects, Execution, Ms, Row
 from tickwheel.server.placement import shard_of
+from tickwheel.server.ports import Clock, Dispatch
 from tickwheel.server.query import (
     ExecutionHit,
     ExecutionQuery,
@@ -40,7 +42,7 @@ from tickwheel.server.query import (
 )
 from tickwheel.server.reading import collect, merge
 from tickwheel.server.record import Record, RecordType, ShardMark
-from tickwheel.server.runner import Clock, Dispatch, Runner
+from tickwheel.server.runner import Runner
 from tickwheel.server.shard import Shard
 from tickwheel.server.slot import Slot, read_wants
 from tickwheel.server.store import ShardStore, StorePort
@@ -142,8 +144,12 @@ def lead_all(slots: dict[int, Slot], epoch: int, start_ms: Ms) -> list[Record]:
 class Node:
     """The `Scheduler` of this process: routes to its shards, gathers over all of them."""
 
-    def __init__(self, config: Config, runner: Runner, keeper: Keeper) -> None:
+    def __init__(
+        self, config: Config, runner: Runner, keeper: Keeper, thin: AbstractSet[int] = frozenset()
+    ) -> None:
+        """`thin`: the shards that have too few copies to take changes of clients, at each moment."""
         self._config = config
+        self._thin = thin
         self._runner = runner
         self._keeper = keeper
 
@@ -177,11 +183,27 @@ class Node:
             return []
         shards = self._config.shards
         placed = [(shard_of(c.namespace, c.name, shards), c) for c in commands]
-        led = self._runner.slots
-        if all(number in led for number, _ in placed):
+        led, thin = self._runner.slots, self._thin
+        if not thin and all(number in led for number, _ in placed):
             return await self._runner.call(placed)
-        answers = iter(await self._runner.call([pair for pair in placed if pair[0] in led]))
-        return [next(answers) if number in led else _not_led(number) for number, _ in placed]
+        refused = [self._refusal(number) for number, _ in placed]
+        taken = [pair for pair, error in zip(placed, refused, strict=True) if error is None]
+        answers = iter(await self._runner.call(taken) if taken else ())
+        return [next(answers) if error is None else error for error in refused]
+
+    def _refusal(self, number: int) -> TickwheelError | None:
+        """Why nothing may be changed on a shard through this node now."""
+        if number not in self._runner.slots:
+            return _not_led(number)
+        if number in self._thin:
+            return Unavailable(
+                f"shard {number} has fewer copies than min_copies asks for ({self._config.min_copies}): nothing is "
+                "changed there until another disk has caught up; what is scheduled fires",
+                reason="TOO_FEW_COPIES",
+                metadata={"shard": str(number), "min_copies": str(self._config.min_copies)},
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        return None
 
     # --- reads ---
 

@@ -17,7 +17,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.command import (
@@ -38,6 +38,7 @@ from tickwheel.server.fire import Fire, Outcome, OutcomeKind, TargetKey
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import ExecutionState, Ms
+from tickwheel.server.ports import Clock, Dispatch
 from tickwheel.server.reading import Wants, merge
 from tickwheel.server.shard import Entry
 from tickwheel.server.slot import (
@@ -88,50 +89,6 @@ BLOCKED_S = 0.005
 
 IDLE_MS = 500
 """The longest sleep of the firing timer: how soon a step of the host's clock is noticed."""
-
-
-class Clock(Protocol):
-    """What the runner asks of the clock."""
-
-    def now_ms(self) -> Ms:
-        """Wall time."""
-        ...
-
-    def monotonic_ms(self) -> int:
-        """Time that only grows, through suspension too."""
-        ...
-
-    def monotonic(self) -> float:
-        """The same in seconds."""
-        ...
-
-
-class Dispatch(Protocol):
-    """What the runner asks of dispatch."""
-
-    def submit(
-        self,
-        fire: Fire,
-        gate: Callable[[Fire], Awaitable[bool]],
-        done: Callable[[Fire, Outcome], None],
-    ) -> None:
-        """Send it when its turn comes."""
-        ...
-
-    def room(self) -> int:
-        """How many more it takes."""
-        ...
-
-    def crowded(self, url: str) -> TargetKey | None:
-        """Keep a place for one more of a target, or say by which key `on_room` will call for it."""
-        ...
-
-    def places(self, key: TargetKey) -> int:
-        """How many places a target may take now. If 0, `on_room` will call for it."""
-        ...
-
-    on_room: Callable[[TargetKey], None] | None
-    """Called with the key of a target that has places again."""
 
 
 class Runner:
@@ -550,14 +507,18 @@ class Runner:
         slot = self.slots.get(fire.shard)
         while slot is not None and fire.job_row in slot.shard.held:
             await slot.settled.wait()
-        return slot is not None and self._commits.may_act(fire.shard) and slot.shard.may_send(fire)
+        return (
+            slot is not None
+            and not slot.paused
+            and self._commits.may_act(fire.shard)
+            and slot.shard.may_send(fire)
+        )
 
     def _done(self, fire: Fire, outcome: Outcome) -> None:
         slot = self.slots.get(fire.shard)
         if slot is None or slot.shard.epoch != fire.epoch:
-            self._metrics.count_attempt(
-                "ORPHANED"
-            )  # its leadership is over: the successor sends it again
+            # Its leadership is over: the successor knows nothing of this outcome, and sends it again.
+            self._metrics.count_attempt("ORPHANED")
             return
         if outcome.kind == OutcomeKind.WITHDRAWN:
             slot.shard.landed(fire, withdrawn=True)

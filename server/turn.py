@@ -159,7 +159,7 @@ class Holding(Protocol):
     """What a replica asks of `lease.Holds`."""
 
     def wait_ms(self, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
-        """How long a Fence for `epoch` has to wait; 0 if it may be granted."""
+        """How long a Fence for `epoch` has to wait; 0 if it may be granted. Leaders below it are not acked any more."""
         ...
 
     def promised(self, shard: int, epoch: int) -> None:

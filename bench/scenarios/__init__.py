@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bench.report import Row
 from bench.rig import Rig
-from bench.scenarios import creates, firing, scale
+from bench.scenarios import creates, firing, replication, scale
 
 Scenario = Callable[[Rig], list[Row]]
 SCENARIOS: dict[str, Scenario] = {
@@ -15,4 +15,5 @@ SCENARIOS: dict[str, Scenario] = {
     "memory": scale.memory,
     "memory-hour": scale.memory_hour,
     "restart": scale.restart,
+    "replication": replication.replication,
 }

@@ -65,7 +65,7 @@ def parse_node(field: str, text: str) -> str:
 
 def parse_shard(text: str, shard_count: int) -> int:
     """`shards/{number}` → the number. Raises InvalidArgument."""
-    found = re.fullmatch(r"shards/(\d{1,6})", text)
+    found = re.fullmatch(r"shards/([0-9]{1,6})", text)
     if found is None or int(found[1]) >= shard_count:
         words = f"must be shards/0 to shards/{shard_count - 1}, not {text[:80]!r}"
         raise InvalidArgument.of([Violation("name", words, "SHARD_NAME")])

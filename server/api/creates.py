@@ -79,9 +79,7 @@ class Creator:
     ) -> None:
         """Add one result a request, in their order. Raises InvalidArgument for what concerns the whole batch."""
         namespace = names.parse_namespace(parent)
-        if not 0 < len(requests) <= BATCH_JOBS_MAX:
-            text = f"must have 1 to {BATCH_JOBS_MAX:,} entries, not {len(requests):,}"
-            raise InvalidArgument.of([Violation("requests", text, "BATCH_SIZE")])
+        check_size(requests)
         commands: list[Create] = []
         errors: dict[int, TickwheelError] = {}
         now_ms = self._scheduler.now_ms()
@@ -105,6 +103,13 @@ class Creator:
                 add().job.CopyFrom(job_message(reply, full=False))
             else:
                 fill_handle(add().handle, reply)
+
+
+def check_size(requests: Sequence[pb.CreateJobRequest]) -> None:
+    """Raise InvalidArgument for a batch that is empty or too long."""
+    if not 0 < len(requests) <= BATCH_JOBS_MAX:
+        text = f"must have 1 to {BATCH_JOBS_MAX:,} entries, not {len(requests):,}"
+        raise InvalidArgument.of([Violation("requests", text, "BATCH_SIZE")])
 
 
 def _in_place(

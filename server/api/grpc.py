@@ -12,12 +12,12 @@ Must never import: rooms below but `command`, `errors`.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.code_pb2 import Code
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -34,12 +34,13 @@ from tickwheel.server.api.errors import abort_with, to_status
 from tickwheel.server.api.gather import SCATTER, Gather
 from tickwheel.server.api.jobs import Jobs
 from tickwheel.server.api.lists import Lists
-from tickwheel.server.api.route import SERVICE, Router
+from tickwheel.server.api.messages import SERVICE, read_message
+from tickwheel.server.api.route import Router
 from tickwheel.server.api.stream import CreateStream
 from tickwheel.server.api.trials import Trials
 from tickwheel.server.api.validate import TargetChecks
 from tickwheel.server.command import Scheduler
-from tickwheel.server.errors import InvalidArgument, Unimplemented, Violation
+from tickwheel.server.errors import Unimplemented, Violation
 from tickwheel.server.topology import ClusterPort
 from tickwheel.v1 import (
     admin_service_pb2,
@@ -49,7 +50,6 @@ from tickwheel.v1 import (
     worker_service_pb2,
 )
 
-M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any], Awaitable[Message]]
 StreamCall = Callable[[AsyncIterator[Any], Any], Awaitable[None]]
@@ -74,6 +74,10 @@ OPTIONS: Final = (
     ("grpc.max_concurrent_streams", limits.CONCURRENT_STREAMS_MAX),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    (
+        "grpc.http2.ping_timeout_ms",
+        10_000,
+    ),  # what ends a silent connection; keepalive_timeout alone does not
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
@@ -301,25 +305,6 @@ async def _creates(
 ) -> AsyncIterator[job_service_pb2.StreamCreateJobsRequest]:
     async for message in messages:
         yield read_message(job_service_pb2.StreamCreateJobsRequest, message)
-
-
-def read_message(kind: type[M], data: bytes) -> M:
-    """The message of its bytes. Raises InvalidArgument, also for a field that this version would not honour."""
-    try:
-        message = kind.FromString(data)
-    except DecodeError:
-        raise InvalidArgument(
-            "the request is no message of this method", reason="MESSAGE_MALFORMED"
-        ) from None
-    size_bytes = message.ByteSize()
-    message.DiscardUnknownFields()
-    if message.ByteSize() != size_bytes:
-        raise InvalidArgument(
-            "the request holds a field that this version of the server does not know, and would "
-            "not honour; leave it out, or upgrade the server",
-            reason="FIELD_UNKNOWN",
-        )
-    return message
 
 
 def _later(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:

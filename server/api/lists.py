@@ -107,9 +107,7 @@ class Lists:
         groups = [
             (key, count) for key, count in counts.items() if count and _is_group(grouping, key)
         ]
-        if len(groups) > limits.COUNT_GROUPS_MAX:
-            text = f"makes {len(groups):,} groups, at most {limits.COUNT_GROUPS_MAX:,} are answered"
-            raise InvalidArgument.of([Violation("group_by", text, "TOO_MANY_GROUPS")])
+        check_groups(len(groups))
         for key, count in sorted(groups, key=lambda group: (isinstance(group[0], str), group[0])):
             _add_group(response, grouping, key, count)
         return response
@@ -170,6 +168,13 @@ def _cut(
         shown.append(item.message)
         last = item.key
     return shown, encode_token(last, *arguments) if last and len(shown) == limit else ""
+
+
+def check_groups(count: int) -> None:
+    """Raise InvalidArgument for more groups than an answer holds."""
+    if count > limits.COUNT_GROUPS_MAX:
+        text = f"makes {count:,} groups, at most {limits.COUNT_GROUPS_MAX:,} are answered"
+        raise InvalidArgument.of([Violation("group_by", text, "TOO_MANY_GROUPS")])
 
 
 def _grouping(request: pb.CountJobsRequest) -> Grouping:

@@ -5,7 +5,7 @@
     lists, counts     every node that leads something answers for its shards ──► `gather`
 
 While a shard is between two leaders a call waits for the next one, up to `PATIENCE_S`: nothing was done for it yet. Once
-it was handed to a leader, only an answer that says NOT_LEADER lets it be tried again.
+it was handed to a leader, only an answer that says NOT_LEADER, or that the leader was not reached, lets it be tried again.
 
 Must never import: rooms below but `command`, `errors`, `placement`, `topology`.
 """
@@ -16,13 +16,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from tickwheel.server.api import names
-from tickwheel.server.api.creates import Creator
+from tickwheel.server.api.creates import Creator, check_size
 from tickwheel.server.api.errors import to_status
+from tickwheel.server.api.messages import (
+    SERVICE,
+    read_message,
+    request_class,
+    response_class,
+    unknown_method,
+)
 from tickwheel.server.errors import NotLeader, TickwheelError
 from tickwheel.server.placement import shard_of
 from tickwheel.server.topology import ClusterPort, NodeName
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from tickwheel.server.api.creates import Results
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 Call = Callable[[Any], Awaitable[Message]]
 JobName = tuple[str, str]
 
@@ -39,11 +46,17 @@ PATIENCE_S: Final = 8.0
 """Longer than a fail-over takes."""
 
 AGAIN_S: Final = 0.05
-NOT_TAKEN: Final = frozenset({"NOT_LEADER", "LEADERLESS"})
-"""Reasons that say that nothing was done, because whoever was asked does not lead the shard."""
+NOT_TAKEN: Final = frozenset({"NOT_LEADER", "LEADERLESS", "PEER_UNREACHABLE", "PEER_REFUSED"})
+"""Reasons that say that nothing was done, because whoever was asked does not lead the shard, or never heard of it."""
 
-SERVICE: Final = "tickwheel.v1.JobService."
+SHARE_BYTES_MAX: Final = 4 << 20
+"""Of one message with creates for another node, but for the last one in it: between nodes a message may have 8 MiB."""
+
 BATCH: Final = SERVICE + "BatchCreateJobs"
+
+CHANGED: Final = frozenset(SERVICE + name for name in ("CreateJob", "UpdateJob", "ValidateJob"))
+"""Calls that write defaults and times into the request when they begin; if the shard was lost by then, the next leader
+has to get what the client sent."""
 
 
 def _by_name(request: Any) -> JobName:
@@ -62,8 +75,19 @@ def job_id_of(namespace: str, request: pb.CreateJobRequest) -> str:
     return request.job_id or names.generated_job_id(namespace, request.request_id)
 
 
+def _by_trial(request: pb.ValidateJobRequest) -> JobName:
+    """A trial is a create that changes nothing, so the shard's leader has to say what it would do."""
+    namespace = names.parse_namespace(request.parent)
+    request.job_id = request.job_id or names.random_job_id()
+    return namespace, request.job_id
+
+
 _KEYS: Final[dict[str, Callable[[Any], JobName]]] = {
     "CreateJob": _by_parent,
+    "ValidateJob": _by_trial,
+    "PreviewSchedule": lambda request: (
+        names.parse_job(request.job, "job") if request.job else ("", "")
+    ),
     "GetJob": _by_name,
     "UpdateJob": lambda request: names.parse_job(request.job.name, "job.name"),
     "DeleteJob": _by_name,
@@ -94,23 +118,28 @@ class Router:
         async def route(request: Message) -> Message:
             namespace, job = key(request)
             if not job:
-                return await call(request)  # of all jobs: it asks all leaders by itself
+                return await call(
+                    request
+                )  # of all jobs, and asks all leaders by itself; or of none
             shard = shard_of(namespace, job, self._cluster.shard_count)
-            return await patiently(lambda: self._ask(shard, method, request, call))
+            return await patiently(lambda: self._ask(shard, method, request))
 
         return route
 
-    async def _ask(self, shard: int, method: str, request: Message, call: Call) -> Message:
+    async def _ask(self, shard: int, method: str, request: Message) -> Message:
         leader = self._cluster.leader_of(shard)
         if not leader:
-            return await call(request)
+            return await self._table[method](_copy(request) if method in CHANGED else request)
         answer = await self._cluster.forward(leader, method, request.SerializeToString())
         response: Message = response_class(method).FromString(answer)
         return response
 
     async def answer(self, method: str, request: bytes) -> bytes:
-        """Answer what another node forwarded: here or not at all. Raises NotLeader."""
-        response = await self._table[method](request_class(method).FromString(request))
+        """Answer what another node forwarded: here or not at all. Raises NotLeader, Unimplemented, InvalidArgument."""
+        call = self._table.get(method)
+        if call is None:
+            raise unknown_method(method)
+        response = await call(read_message(request_class(method), request))
         return response.SerializeToString()
 
     # --- batches ---
@@ -124,10 +153,11 @@ class Router:
         view: pb.BatchView.ValueType,
     ) -> None:
         """As `Creator.batch`, over all leaders. What no leader took in time has that error, each in its place."""
-        if not self._cluster.others():
+        if len(self._cluster.led()) == self._cluster.shard_count:
             await self._creator.batch(parent, requests, results, view=view)
             return
         namespace = names.parse_namespace(parent)
+        check_size(requests)
         found: list[pb.BatchCreateJobsResult | None] = [None] * len(requests)
         left = list(range(len(requests)))
         until_s = asyncio.get_running_loop().time() + PATIENCE_S
@@ -157,14 +187,18 @@ class Router:
             )
         for place in by_leader.pop(None, []):
             found[place] = _failed(_leaderless())
-        parts = list(by_leader.values())
+        shares = [
+            (leader, share)
+            for leader, places in by_leader.items()
+            for share in (_shares(requests, places) if leader else [places])
+        ]
         answers = await asyncio.gather(
             *(
                 self._part(leader, parent, [requests[place] for place in places], view)
-                for leader, places in by_leader.items()
+                for leader, places in shares
             )
         )
-        for places, answer in zip(parts, answers, strict=True):
+        for (_, places), answer in zip(shares, answers, strict=True):
             for place, result in zip(places, answer, strict=True):
                 found[place] = result
 
@@ -185,7 +219,8 @@ class Router:
         response = pb.BatchCreateJobsResponse()
         try:
             if not leader:
-                await self._creator.batch(parent, requests, response.results, view=view)
+                copies = [_copy(request) for request in requests]
+                await self._creator.batch(parent, copies, response.results, view=view)
             else:
                 request = pb.BatchCreateJobsRequest(parent=parent, requests=requests, view=view)
                 answer = await self._cluster.forward(leader, BATCH, request.SerializeToString())
@@ -208,20 +243,23 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(AGAIN_S)
 
 
-def request_class(method: str) -> type[Any]:
-    """The class of a method's request."""
-    return GetMessageClass(_method(method).input_type)
+def _copy(message: M) -> M:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
 
 
-def response_class(method: str) -> type[Any]:
-    """The class of a method's response."""
-    return GetMessageClass(_method(method).output_type)
-
-
-def _method(method: str) -> Any:
-    return pb.DESCRIPTOR.services_by_name["JobService"].methods_by_name[
-        method.removeprefix(SERVICE)
-    ]
+def _shares(requests: Sequence[pb.CreateJobRequest], places: list[int]) -> list[list[int]]:
+    """The places of one leader, in as many messages as their bytes need."""
+    shares: list[list[int]] = [[]]
+    size_bytes = 0
+    for place in places:
+        if size_bytes > SHARE_BYTES_MAX:
+            shares.append([])
+            size_bytes = 0
+        shares[-1].append(place)
+        size_bytes += requests[place].ByteSize()
+    return shares
 
 
 def _leaderless() -> NotLeader:

@@ -25,6 +25,8 @@ from tickwheel.server.model import Ms
 log = get_logger(__name__)
 
 BEAT_S: Final = 0.25
+SOON_S: Final = 0.005
+"""Several leaderships begin together."""
 
 
 class Clock(Protocol):
@@ -56,6 +58,7 @@ class Beats:
         self._tasks = tasks
         self._suspicions = Suspicions(me)
         self._timer: asyncio.TimerHandle | None = None
+        self._soon = False
         self._watch: Callable[[], None]
         self._peers: Peers
 
@@ -69,7 +72,15 @@ class Beats:
         if self._timer is not None:
             self._timer.cancel()
 
+    def soon(self) -> None:
+        """A leadership began, and its right begins with the acks of a beat that speaks of it: do not wait for the next."""
+        if not self._soon and self._timer is not None:
+            self._soon = True
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(SOON_S, self._beat)
+
     def _beat(self) -> None:
+        self._soon = False
         now_ms = self._clock.monotonic_ms()
         self._suspicions.registered(self._view.nodes, now_ms)
         unheard = self._suspicions.unheard(now_ms)

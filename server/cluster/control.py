@@ -7,12 +7,13 @@ Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from tickwheel.server.cluster import registry
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.peer_port import Peers
-from tickwheel.server.cluster.ports import Delete, Etcd, Put
+from tickwheel.server.cluster.ports import Delete, Etcd, Put, value_is
 from tickwheel.server.cluster.registry import (
     MemberRecord,
     MemberState,
@@ -27,10 +28,14 @@ from tickwheel.server.errors import (
     FailedPrecondition,
     NotFound,
     NotLeader,
+    TickwheelError,
 )
+from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.model import Ms
 from tickwheel.server.topology import NodeInfo, ShardInfo, Standing, Topology
+
+log = get_logger(__name__)
 
 RETRY_AFTER_MS = 200
 FORWARD_S = 30.0
@@ -109,11 +114,15 @@ class Control:
 
     async def watch(self, after_revision: int) -> AsyncIterator[Topology]:
         """The cluster whenever it changed; a slow reader gets the latest only."""
+        shown: Topology | None = None
         while True:
             news = self._news
-            if self._view.revision > after_revision:
-                after_revision = self._view.revision
-                yield self.topology()
+            found = self.topology()
+            # A shard that begins to be served here is news, too, though nothing is written for it.
+            changed = shown is not None and replace(found, read_ms=shown.read_ms) != shown
+            if changed or found.revision > after_revision:
+                shown, after_revision = found, found.revision
+                yield found
             else:
                 await news.wait()
 
@@ -175,8 +184,8 @@ class Control:
             raise FailedPrecondition(
                 f"node {node!r} is no living voter of shard {shard}", reason="NOT_A_VOTER"
             )
-        key = f"{registry.MOVES}{shard}"
-        await self._etcd.transact([], [Put(key, MoveRecord(node).encode())])
+        key, wish = f"{registry.MOVES}{shard}", MoveRecord(node).encode()
+        await self._etcd.transact([], [Put(key, wish)])
         try:
             async with asyncio.timeout(MOVE_S):
                 await self._until(lambda: self._leads(shard, node))
@@ -186,8 +195,15 @@ class Control:
                 reason="MOVE_SLOW",
             ) from None
         finally:
-            await self._etcd.transact([], [Delete(key)])
+            await self._take_back(key, wish)
         return self._shard(shard)
+
+    async def _take_back(self, key: str, wish: bytes) -> None:
+        """Wish no more, unless somebody wishes for something else by now. One that stays asks for what is so already."""
+        try:
+            await self._etcd.transact([value_is(key, wish)], [Delete(key)])
+        except TickwheelError as error:
+            log.warning("a wish stays in etcd: %s", error, extra={"key": key})
 
     def _leads(self, shard: int, node: NodeId) -> bool:
         record = self._view.shards[shard].record

@@ -13,6 +13,7 @@ Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.placement import Site, preference
+from tickwheel.server.replica import Role
 from tickwheel.server.turn import Event, FenceFailed, Leadership, Released
 
 log = get_logger(__name__)
@@ -48,6 +50,8 @@ QUORUMLESS_MS = 3_000
 """A leader without the right to act for so long lets others try."""
 
 TWO = 2
+OVER = frozenset({Role.FOLLOWER, Role.RELEASED})
+"""What a replica is at when its leadership is over, though the record may still name it."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -96,6 +100,10 @@ class Election:
         if seen is None or replica is None or self.stopped:
             return
         record, held = seen.record, self.held
+        if number in self._standing and not self._view.is_leaderless(record):
+            self._standing.pop(
+                number
+            ).cancel()  # somebody won; the next time has an order of its own
         if record.leader != self._me and (replica.leads or replica.stands):
             replica.following(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
@@ -109,11 +117,14 @@ class Election:
             self._stand_later(number, record)
 
     def _begin(self, number: int, record: ShardRecord) -> None:
-        """This node is named: lead, unless it does already."""
+        """This node is named: lead, unless it does already; or, if that is over, see that the record says so."""
         replica = self._host.replicas[number]
         if replica.epoch < record.epoch:
             replica.led(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
+        elif replica.role in OVER:
+            released = replica.role == Role.RELEASED
+            self._run(number, self._give_up(number, released=released))
 
     def _stand_later(self, number: int, record: ShardRecord) -> None:
         if number in self._standing:
@@ -137,8 +148,8 @@ class Election:
 
     def _stand(self, number: int) -> None:
         self._standing.pop(number, None)
-        seen, held = self._view.shards[number], self.held
-        if held is None or self.stopped or number in self._busy:
+        seen, held = self._view.shards.get(number), self.held
+        if seen is None or held is None or self.stopped or number in self._busy:
             return
         if self._me in seen.record.voters and self._view.is_leaderless(seen.record):
             self._run(number, self._take_over(number, seen, held))
@@ -167,6 +178,10 @@ class Election:
         guards = take_over_guards(seen.item, record, self._me, held.create_revision)
         if await self._swap(seen.item, new, guards):
             log.info("took over", extra={"shard": number, "epoch": new.epoch})
+        else:
+            await asyncio.sleep(
+                RETRY_S
+            )  # while the view is behind, the next try would be refused too
 
     def _voters(self, record: ShardRecord) -> tuple[NodeId, ...]:
         """With two voters every commit is on both; so the dead one may be left out, or nobody could ever commit again."""
@@ -181,8 +196,8 @@ class Election:
         await self._swap(seen.item, new, leader_guards(seen.item, self._me, held.create_revision))
 
     async def _give_up(self, number: int, *, released: bool) -> None:
-        seen, held = self._view.shards[number], self.held
-        if seen.record.leader != self._me or held is None:
+        seen, held = self._view.shards.get(number), self.held
+        if seen is None or seen.record.leader != self._me or held is None:
             return
         low_s, high_s = STAY_AWAY_S
         away_ms = 0 if released else round(1000 * self._rng.uniform(low_s, high_s))
@@ -231,19 +246,19 @@ class Election:
 
     def event(self, number: int, event: Event) -> None:
         """What the shard's replica found out."""
-        match event:
-            case FenceFailed():
-                self._run_free(number, lambda: self._give_up(number, released=False))
-            case Released():
-                self._run_free(number, lambda: self._give_up(number, released=True))
-            case _:
-                self.consider(number)
-
-    def _run_free(self, number: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if number in self._busy:
-            self._loop.call_later(RETRY_S, self._run_free, number, work)
+        if isinstance(event, FenceFailed | Released) and self.stopped:
+            self._last_word(number, released=isinstance(event, Released))
         else:
-            self._run(number, work())
+            self.consider(number)
+
+    def _last_word(self, number: int, *, released: bool) -> None:
+        """While the node stops, records are not looked at any more, but what it leads is still given up."""
+        if number in self._busy:
+            self._loop.call_later(
+                RELEASE_POLL_S, partial(self._last_word, number, released=released)
+            )
+        else:
+            self._run(number, self._give_up(number, released=released))
 
     def watch_rights(self) -> None:
         """A leader that could not act for a while gives the shard up, so that another may try. Called a few times a second."""

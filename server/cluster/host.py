@@ -28,7 +28,7 @@ from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry, Message, NodeId
 from tickwheel.server.record import Record
 from tickwheel.server.replica import Replica
-from tickwheel.server.turn import Event, Leading, Mark, Output, SteppedDown
+from tickwheel.server.turn import Event, Leading, Mark, Output, Released, SteppedDown
 from tickwheel.server.wal import Wal
 
 log = get_logger(__name__)
@@ -82,6 +82,7 @@ class Host:
         self.me = me
         self.replicas = replicas
         self.rights = rights
+        self.leaderships = self.leaderships_ended = 0
         self._wal = wal
         self._health = health
         self._writes: deque[int] = deque()  # bounded: by what may wait for the disk
@@ -196,6 +197,7 @@ class Host:
     def serve(self, shard: int) -> None:
         """From here on the runner drives the shard, and applies what is committed."""
         self._serving.add(shard)
+        self.leaderships += 1
 
     def serves(self, shard: int) -> bool:
         """True while the runner drives it."""
@@ -240,7 +242,7 @@ class Host:
             for event in output.events:
                 if isinstance(event, Leading):
                     self.rights.lead(shard, event.epoch)
-                elif isinstance(event, SteppedDown):
+                elif isinstance(event, SteppedDown | Released):
                     self.rights.leave(shard)
                 self._hooks.event(shard, event)
 
@@ -299,6 +301,7 @@ class Host:
         if shard not in self._serving or self.replicas[shard].leads:
             return
         self._serving.discard(shard)
+        self.leaderships_ended += 1
         self.rights.leave(shard)
         pending = self._pending.pop(shard, None)
         if pending is not None:

@@ -127,7 +127,7 @@ class GrpcPeers:
         try:
             data = await call(asked.SerializeToString(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise _refusal(error, peer) or _unknown(_words(error, peer)) from None
+            raise _turned_away(error, peer) or _unknown(_words(error, peer)) from None
         except asyncio.CancelledError:
             if _cancelled():
                 raise
@@ -334,6 +334,18 @@ def _refusal(error: grpc.aio.AioRpcError, peer: NodeId) -> TickwheelError | None
     """The peer said no: nothing was done."""
     refused = _REFUSED.get(error.code())
     return None if refused is None else refused(_words(error, peer), reason="PEER_REFUSED")
+
+
+def _turned_away(error: grpc.aio.AioRpcError, peer: NodeId) -> TickwheelError | None:
+    """The peer did not take a client's call, for what this node is or was: the client may say it again, to whom it likes."""
+    refusal = _refusal(error, peer)
+    if not isinstance(refusal, FailedPrecondition | PermissionDenied | NotFound):
+        return refusal
+    return Unavailable(
+        f"{refusal.message}; nothing was done, repeat it",
+        reason="PEER_REFUSED",
+        retry_after_ms=200,
+    )
 
 
 def _broken(error: grpc.aio.AioRpcError, peer: NodeId) -> Unavailable:

@@ -49,13 +49,17 @@ def decode(kind: type[R], item: Item) -> R:
     """The record of an item. Raises FailedPrecondition: somebody else writes below this prefix."""
     try:
         fields: dict[str, Any] = json.loads(item.value)
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return kind(**{name: _frozen(value) for name, value in fields.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise FailedPrecondition(
             f"etcd holds {item.key!r} with a value that this version can't read: {error}",
             reason="ETCD_RECORD_UNKNOWN",
             metadata={"key": item.key},
         ) from error
+
+
+def _frozen(value: Any) -> Any:
+    return value if isinstance(value, bool | int | str) else tuple(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,16 @@ class Tasks:
 
     def __init__(self, on_fatal: Callable[[BaseException], None]) -> None:
         self._on_fatal = on_fatal
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order they came: a set has none
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it; an error that nobody foresaw stops the node rather than a part of it."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._reap)
 
     def _reap(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_fatal(error)
 

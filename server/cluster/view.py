@@ -18,6 +18,7 @@ from tickwheel.server.cluster.registry import (
     ShardRecord,
     decode,
 )
+from tickwheel.server.errors import FailedPrecondition
 from tickwheel.server.message import NodeId
 
 
@@ -37,9 +38,11 @@ class ShardSeen(NamedTuple):
 
 
 class View:
-    """Nodes, members, shards and wishes, by key."""
+    """Nodes, members, shards and wishes, by key. `thin`: the shards that have fewer voters than `min_copies`."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_copies: int = 1) -> None:
+        self.thin: set[int] = set()
+        self._min_copies = min_copies
         self.nodes: dict[NodeId, NodeSeen] = {}
         self.members: dict[NodeId, MemberState] = {}
         self.shards: dict[int, ShardSeen] = {}
@@ -49,8 +52,12 @@ class View:
     def take(self, news: Batch | Reset) -> None:
         """Bring the view up to date with what a watch yielded."""
         if isinstance(news, Reset):
+            newer = [(n, seen.item) for n, seen in self.shards.items() if _is_newer(seen, news)]
             self.nodes, self.members, self.shards, self.moves = {}, {}, {}, {}
+            self.thin.clear()
             self._take_items(news.listing.items)
+            for number, item in newer:
+                self.took(number, item)
             self.revision = news.listing.revision
             return
         for event in news.events:
@@ -65,9 +72,25 @@ class View:
         """What this node wrote itself, or read in a refusal, counts at once; the watch repeats it later."""
         known = self.shards.get(number)
         if known is None or known.item.mod_revision < item.mod_revision:
-            self.shards[number] = ShardSeen(decode(ShardRecord, item), item)
+            record = decode(ShardRecord, item)
+            self.shards[number] = ShardSeen(record, item)
+            if len(record.voters) < self._min_copies:
+                self.thin.add(number)
+            else:
+                self.thin.discard(number)
 
     def _take(self, key: str, item: Item | None) -> None:
+        """Raises FailedPrecondition for what this version does not know: it is no reason to stop the node."""
+        try:
+            self._put(key, item)
+        except ValueError as error:
+            raise FailedPrecondition(
+                f"etcd holds {key!r}, which this version can't read: {error}",
+                reason="ETCD_RECORD_UNKNOWN",
+                metadata={"key": key},
+            ) from error
+
+    def _put(self, key: str, item: Item | None) -> None:
         kind, _, name = key.partition("/")
         match f"{kind}/":
             case registry.NODES:
@@ -111,3 +134,8 @@ class View:
     def is_leaderless(self, record: ShardRecord) -> bool:
         """True when somebody has to take the shard over."""
         return not record.leader or not self.is_alive(record.leader, record.session)
+
+
+def _is_newer(seen: ShardSeen, news: Reset) -> bool:
+    """True for what this node wrote after the listing was made: the watch has yet to tell of it."""
+    return seen.item.mod_revision > news.listing.revision

@@ -99,7 +99,7 @@ class _Connector(aiohttp.TCPConnector):
     """Makes our connections."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
         handler: Callable[..., ResponseHandler] = Wire
         self._factory = partial(handler, self._loop)
 

@@ -348,12 +348,11 @@ class ShardStore:
 
     def find(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row]:
         """The rows of the jobs with these (namespace, name); who is not there is left out."""
-        if (
-            len(names) == 1
-        ):  # a list costs SQLite as much as a second look-up, before it has looked at the first
+        hits: list[tuple[str, str, Row]] = []
+        if len(names) == 1:
+            # A list costs SQLite as much as a second look-up, before it has looked at the first.
             hits = self._read.execute(_FIND_ONE, (job_key(*names[0]),)).fetchall()
         else:
-            hits = []
             for chunk in _chunks(names):
                 keys = sqlite.numbers(job_key(*name) for name in chunk)
                 hits += self._read.execute(_FIND_MANY, (keys,)).fetchall()

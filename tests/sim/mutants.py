@@ -11,7 +11,7 @@ from unittest.mock import patch
 from tests.sim.disk import SimHandle
 
 from tickwheel.server import node
-from tickwheel.server.fire import Fire
+from tickwheel.server.fire import Fire, TargetKey
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.model import Effects, Ms
 from tickwheel.server.runner import Runner
@@ -132,7 +132,11 @@ def _no_due() -> Patches:
 
 def _no_return() -> Patches:
     """What was put off for want of a place stays on the shelf."""
-    return [patch.object(Runner, "_on_room", lambda *_: None)]
+
+    def deaf(_runner: Runner, _key: TargetKey) -> None:
+        return None
+
+    return [patch.object(Runner, "_on_room", deaf)]
 
 
 def _stale_cache() -> Patches:

@@ -16,6 +16,7 @@ decided by the same `Admission` as in a real node, and what waits is held in the
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -60,6 +61,8 @@ class SimNetwork:
         self._processes: dict[str, SimPeers] = {}
         self._blocked: set[tuple[str, str]] = set()
         self._paused: set[str] = set()
+        self.context = copy_context()
+        """What is under way belongs to nobody: it arrives though its sender has died (see `lives`)."""
 
     def join(self, address: str, me: Identity, owner: Owner) -> "SimPeers":
         """A process begins to listen at an address that is free."""
@@ -202,7 +205,10 @@ class SimPeers:
             )
         address = self._address(peer)
         target = await self._reach(address, min(timeout_s, self.network.weather.call_wait_s))
-        target.admission.identify(make_hello(self.me, peer, self.session))
+        try:
+            target.admission.identify(make_hello(self.me, peer, self.session))
+        except TickwheelError as error:
+            raise Unavailable(error.message, reason="PEER_REFUSED") from error
         call = Forwarded(self.me.store, method, request, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
@@ -261,7 +267,7 @@ class SimPeers:
     def tell(self, peer: NodeId, *, up: bool) -> None:
         """Call the owner, in a turn of its own."""
         told = self.owner.on_connected if up else self.owner.on_disconnected
-        asyncio.get_running_loop().call_soon(self._tell, told, peer)
+        asyncio.get_running_loop().call_soon(self._tell, told, peer, context=self.network.context)
 
     def _tell(self, told: Callable[[NodeId], None], peer: NodeId) -> None:
         if not self.closed:
@@ -388,7 +394,8 @@ class _Lane:
     def break_later(self, _why: str) -> None:
         """The end of the connection becomes known here after a while; nothing arrives at the other end any more."""
         self._connection.cut()
-        self._loop.call_later(self._network.delay_s(), self._break_if, self._connection)
+        delay_s, context = self._network.delay_s(), self._network.context
+        self._loop.call_later(delay_s, self._break_if, self._connection, context=context)
 
     # --- connecting ---
 
@@ -464,7 +471,7 @@ class _Lane:
                 self.break_later("the other end gave it up meanwhile")
         elif not alive and self._suspicion is None:
             self._suspicion = self._loop.call_later(
-                self._network.weather.keepalive_s, self._give_up
+                self._network.weather.keepalive_s, self._give_up, context=self._network.context
             )
         if alive and self._network.at(self.target) is not self._connection.target:
             self.break_later("the process there is another one")
@@ -503,7 +510,8 @@ class _Lane:
             connection.arrives_s, self._loop.time() + self._network.delay_s()
         )
         connection.put(frame)
-        self._loop.call_at(connection.arrives_s, self._arrived, connection)
+        context = self._network.context
+        self._loop.call_at(connection.arrives_s, self._arrived, connection, context=context)
 
     def _arrived(self, connection: "_Connection") -> None:
         connection.arrived += 1

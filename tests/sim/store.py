@@ -30,7 +30,9 @@ from tickwheel.server.store.shard_store import Changes
 
 
 @dataclass
-class _Content:
+class Content:
+    """What a store holds."""
+
     jobs: dict[Row, JobRow] = field(default_factory=dict[Row, JobRow])
     live: dict[Row, bytes] = field(default_factory=dict[Row, bytes])
     ended: dict[Row, bytes] = field(default_factory=dict[Row, bytes])
@@ -45,8 +47,8 @@ class DictStore:
     ) -> None:
         self._shard = shard
         self._columns = execution_columns
-        self._now = _Content()
-        self._durable = _Content()
+        self._now = Content()
+        self._durable = Content()
         self._announced = Applied()
         self.full = False
 
@@ -57,6 +59,18 @@ class DictStore:
     @property
     def durable(self) -> Applied:
         return self._announced
+
+    @classmethod
+    def of(cls, shard: int, content: Content) -> "DictStore":
+        """A store that holds a copy, durably."""
+        store = cls(shard)
+        store._now = content
+        store.checkpoint()
+        return store
+
+    def content(self) -> Content:
+        """All of it, for a copy: as it is, so copy it before it changes."""
+        return self._now
 
     def close(self) -> None:
         self.checkpoint()

@@ -1,6 +1,16 @@
 """The judge finds each kind of planted fault, and finds nothing in a clean history."""
 
-from bench.checker import Excuse, History, Job, Operation, Outage, Report, check, scheduled_ms
+from bench.checker import (
+    Change,
+    Excuse,
+    History,
+    Job,
+    Operation,
+    Outage,
+    Report,
+    check,
+    scheduled_ms,
+)
 from bench.sink import Arrival
 
 UID = "0123456789abcdef" * 2
@@ -252,3 +262,65 @@ def test_a_job_that_was_moved_twice_may_arrive_at_its_last_time_only() -> None:
     last, first = (arrival(DUE + after + 1, DUE + after) for after in (2_000, 1_000))
     assert judge(last, job=job).counts["after_cancel"] == 0
     assert judge(first, last, job=job).counts["after_cancel"] == 1
+
+
+# --- a cluster: changes of leader ---
+
+FAULT = Change(DUE, DUE + 4_000, "kill_leader")
+
+
+def judge_cluster(*arrivals: Arrival, job: Job | None = None, fault: Change = FAULT) -> Report:
+    return check(History([job or Job("a", UID, DUE)], arrivals, HORIZON, changes=[fault]))
+
+
+def test_a_successor_may_send_again_what_was_under_way() -> None:
+    report = judge_cluster(arrival(DUE + 1, epoch=3), arrival(DUE + 2_000, epoch=4))
+    assert report.clean
+    assert (report.at_kill, report.at_change) == (1, {"kill_leader": 1})
+
+
+def test_a_second_request_of_the_same_leader_is_a_duplicate_even_in_a_fault() -> None:
+    first, second = arrival(DUE + 1, epoch=3), arrival(DUE + 2_000, epoch=3, attempt=2)
+    assert found(judge_cluster(first, second)) == {"duplicate": 1}
+
+
+def test_a_second_request_of_another_leader_outside_every_fault_is_a_duplicate() -> None:
+    fault = Change(DUE + 20_000, DUE + 24_000, "kill_leader")
+    first, second = arrival(DUE + 1, epoch=3), arrival(DUE + 22_000, epoch=4)
+    assert found(judge_cluster(first, second, fault=fault)) == {"duplicate": 1}
+    over = Change(DUE - 9_000, DUE - 5_000, "kill_leader")
+    second = arrival(DUE + 900, epoch=4)
+    assert found(judge_cluster(first, second, fault=over)) == {"duplicate": 1}
+
+
+def test_an_answer_of_long_ago_is_no_excuse() -> None:
+    """The first was answered more than the grace before the fault: its outcome was in the log."""
+    fault = Change(DUE + 3_000, DUE + 6_000, "pause")
+    first, second = arrival(DUE + 1, epoch=3), arrival(DUE + 5_000, epoch=4)
+    assert found(judge_cluster(first, second, fault=fault)) == {"duplicate": 1}
+
+
+def test_a_refused_request_is_retried_not_doubled() -> None:
+    report = judge_cluster(arrival(DUE + 1, epoch=3, status=503), arrival(DUE + 2_000, epoch=4))
+    assert report.clean
+    assert (report.retries, report.at_kill) == (1, 0)
+
+
+def test_no_fault_excuses_a_loss_an_early_request_or_one_after_a_cancel() -> None:
+    assert found(judge_cluster()) == {"lost": 1}
+    assert found(judge_cluster(arrival(DUE - 0.002))) == {"early": 1}
+    gone = Job("a", UID, DUE, operations=[Operation("cancel", DUE - 100, DUE - 50, CANCELLED)])
+    assert found(judge_cluster(arrival(DUE + 1_000, epoch=4), job=gone)) == {"after_cancel": 1}
+
+
+def test_a_deposed_leader_that_speaks_up_is_found() -> None:
+    late = judge_cluster(
+        arrival(DUE + 2_000, epoch=4, status=503), arrival(DUE + 3_000, epoch=3, attempt=2)
+    )
+    assert found(late) == {"epoch_back": 1}
+
+
+def test_what_a_fault_made_late_is_counted_apart() -> None:
+    report = judge_cluster(arrival(DUE + 3_000, epoch=4))
+    assert report.lag_us.ms()["count"] == 0
+    assert report.outage_lag_us.ms()["count"] == 1

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tickwheel.server import config
-from tickwheel.server.config import OPTIONS, Config, load, load_from_environment, reference
+from tickwheel.server.config import OPTIONS, Config
 from tickwheel.server.errors import InvalidArgument
+from tickwheel.server.settings import load, load_from_environment, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +21,7 @@ def refused(**flags: object) -> str:
 def test_the_page_is_made_from_the_table() -> None:
     written = (ROOT / "docs" / "CONFIG.md").read_text()
     assert written == reference(), (
-        "run: python -c 'from tickwheel.server.config import reference; print(reference(), end=str())' "
+        "run: python -c 'from tickwheel.server.settings import reference; print(reference(), end=str())' "
         "> docs/CONFIG.md"
     )
 

@@ -17,7 +17,7 @@ from tickwheel.server.dispatch.transport import (
     TransportError,
     Withdrawn,
 )
-from tickwheel.server.fire import Fire, Outcome, OutcomeKind
+from tickwheel.server.fire import Fire, Outcome, OutcomeKind, TargetKey
 from tickwheel.server.model import HttpTarget
 
 
@@ -245,6 +245,15 @@ def test_room_is_bounded() -> None:
     run(scenario, Limits(4, 1, 8))
 
 
+def hear(told: list[str]) -> Callable[[TargetKey], None]:
+    """A listener that notes the host that it is called for."""
+
+    def on_room(key: TargetKey) -> None:
+        told.append(key[1])
+
+    return on_room
+
+
 def offer(world: World, row: int, host: str) -> bool:
     """Submit it if its target has a place, as whoever fires does."""
     if world.dispatcher.crowded(f"http://{host}.example/{row}") is not None:
@@ -286,7 +295,7 @@ def test_a_crowded_target_is_told_of_room() -> None:
     told: list[str] = []
 
     async def scenario(world: World) -> None:
-        world.dispatcher.on_room = lambda key: told.append(key[1])
+        world.dispatcher.on_room = hear(told)
         for host, rows in (("a", range(10, 20)), ("b", range(20, 30))):
             assert not all(offer(world, row, host) for row in rows)
         assert told == []
@@ -303,7 +312,7 @@ def test_a_target_that_found_no_place_is_told_when_others_leave() -> None:
     told: list[str] = []
 
     async def scenario(world: World) -> None:
-        world.dispatcher.on_room = lambda key: told.append(key[1])
+        world.dispatcher.on_room = hear(told)
         for row in range(1, 4):
             world.submit(row, "a")
         assert world.dispatcher.room() == 0
@@ -326,7 +335,7 @@ def test_when_the_queue_is_empty_everyone_is_told() -> None:
         for host in "bcd":
             assert not offer(world, 9, host)
         await world.settle()
-        world.dispatcher.on_room = lambda key: told.append(key[1])
+        world.dispatcher.on_room = hear(told)
         await world.end(1)
         assert told == ["b.example", "c.example", "d.example"]
 

@@ -95,3 +95,26 @@ def test_what_is_withdrawn_is_remembered() -> None:
     d = draft()
     d.withdraw(9)
     assert d.withdrawn == [9]
+
+
+def test_a_job_that_is_made_and_changed_in_one_batch_is_logged_once_as_it_is_last() -> None:
+    d = draft()
+    row = d.create(JOB)
+    assert (row, d.next_row, d.find("acme", "a"), d.touched) == (10, 11, 10, {10})
+    assert d.job(row) == (JOB, STATUS)
+    assert d.effects() == Effects(NOW, 11, [(10, JOB)], [], [], [], [])
+    last = STATUS._replace(run=1)
+    d.put_status(row, last)
+    assert d.job(row) == (JOB, last)
+    logged = JOB._replace(status=codec.encode_status(last))
+    assert d.effects() == Effects(NOW, 11, [(10, logged)], [], [], [], [])
+    d.put_job(row, JOB._replace(spec=b"other"), last)
+    assert d.touched == {10}
+    again = d.create(JOB)
+    d.drop(again, JOB)
+    effects = d.effects()
+    assert effects is not None
+    assert (effects.jobs, effects.drops) == (
+        [(10, logged._replace(spec=b"other"))],
+        [(11, "acme", "a")],
+    )

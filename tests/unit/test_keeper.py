@@ -48,16 +48,17 @@ class FakeRunner:
 
 def make() -> tuple[Keeper, FakeRunner, Shard]:
     shard = Shard(0, 1, start_ms=NOW, next_row=1, table=Table(1 << 20), rng=Random(1))
-    runner = FakeRunner(Slot(shard, cast(Any, EveryMs()), 0, 0))
+    slot = Slot(shard, cast(Any, EveryMs()), 0, 0)
+    runner = FakeRunner(slot)
     config = Config(wheel_entries_max=ENTRIES_MAX, wheel_horizon_ms=900_000)
     metrics = Metrics(CollectorRegistry())
-    return Keeper(config, cast(Any, runner), cast(Any, None), metrics), runner, shard
+    return Keeper(config, cast(Any, runner), {0: slot}, cast(Any, None), metrics), runner, shard
 
 
 def test_a_window_takes_no_more_than_its_share_beyond_the_near_future() -> None:
     async def run() -> None:
         keeper, runner, shard = make()
-        await keeper.load_first()
+        await keeper.load_first(runner.slots[0])
         near = FIRST_WINDOW_MS
         assert near <= len(shard.wheel) <= near + ENTRIES_MAX
         for _ in range(20):

@@ -58,6 +58,15 @@ def test_a_leader_below_one_that_was_acked_is_refused() -> None:
     assert holds.beat(beat(1, (3, 5)), 10_100) == BeatAcked(1, (3,))
 
 
+def test_a_hold_is_not_prolonged_once_a_fence_was_asked_for() -> None:
+    holds = Holds(0)
+    holds.beat(beat(1, (3, 5)), 10_000)
+    assert holds.wait_ms(3, 6, 10_300, released=False) == 700
+    assert holds.beat(beat(2, (3, 5)), 10_400) == BeatAcked(2, (3,))
+    assert holds.wait_ms(3, 6, 11_000, released=False) == 0
+    assert holds.beat(beat(3, (3, 6)), 11_100) == BeatAcked(3, ())
+
+
 # --- rights ---
 
 

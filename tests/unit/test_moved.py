@@ -106,7 +106,7 @@ async def test_the_door_hands_it_on() -> None:
 def room_command(door: Door, made: pb.CreateJobRequest) -> Create:
     from tickwheel.server.api.creates import Creator  # noqa: PLC0415
 
-    return Creator(door.scheduler, door.converter).command("default", made)
+    return Creator(door.scheduler, door.converter).command("default", made, NOW)
 
 
 # --- the machine -----------------------------------------------------------------------------

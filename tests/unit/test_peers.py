@@ -175,6 +175,17 @@ async def test_a_call_that_is_given_up_is_cancelled() -> None:
             await call
 
 
+async def test_who_is_turned_away_at_the_door_tells_its_client_to_repeat() -> None:
+    """A node that was away is of a former session for a moment; its client has done nothing wrong."""
+    async with listening("a") as a, listening("b") as b:
+        a.peers.set_members({b.store: Member(b.address, 1)})
+        b.peers.set_members({a.store: Member(a.address, 9)})
+        with pytest.raises(Unavailable, match="STALE_SESSION") as caught:
+            await a.peers.forward(b.store, "m", b"", 5.0)
+        assert caught.value.reason == "PEER_REFUSED"
+        assert b.forwarded == []
+
+
 async def test_a_fault_of_the_other_node_stays_in_its_log(caplog: pytest.LogCaptureFixture) -> None:
     async def fail(_call: Forwarded) -> bytes:
         raise ZeroDivisionError("secret")

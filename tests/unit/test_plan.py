@@ -478,3 +478,12 @@ def test_once_on_an_excluded_date() -> None:
     assert schedule.compile(spec, other).next_after(0) == ms("2026-06-30T22:30")
     instant = Once(ms("2026-06-30T22:30"))
     assert schedule.compile(instant, other).next_after(0) is None
+
+
+@pytest.mark.parametrize("at_ms", [6_999, 7_000, 7_001])
+def test_an_instant_is_a_once_without_a_window(at_ms: int) -> None:
+    short, long = schedule.InstantPlan(7_000), schedule.compile(Once(7_000), OPEN)
+    assert short.next_after(at_ms) == long.next_after(at_ms)
+    assert short.prev_at_or_before(at_ms) == long.prev_at_or_before(at_ms)
+    for until_ms in (6_999, 7_000, 7_001):
+        assert short.count_between(at_ms, until_ms, 10) == long.count_between(at_ms, until_ms, 10)

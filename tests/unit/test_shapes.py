@@ -189,3 +189,7 @@ def test_a_form_that_does_not_hold_is_none() -> None:
     long.schedule.once.time_zone = "x" * 200
     assert form_of(long.SerializeToString(deterministic=True)) is None
     assert form_of(job().SerializeToString(deterministic=True)) is not None
+
+
+def test_a_job_that_is_stored_with_a_longer_or_shorter_time_is_not_remembered() -> None:
+    assert not remembering(job(nanos=999_999_999))._known

@@ -1,5 +1,7 @@
 """The cluster as a node saw it last in etcd."""
 
+import pytest
+
 from tickwheel.server.cluster.ports import Batch, Event, Item, Listing, Reset
 from tickwheel.server.cluster.registry import (
     MemberRecord,
@@ -11,6 +13,7 @@ from tickwheel.server.cluster.registry import (
     shard_key,
 )
 from tickwheel.server.cluster.view import View
+from tickwheel.server.errors import FailedPrecondition
 
 A, B, C = ("a" * 32, "b" * 32, "c" * 32)
 
@@ -78,3 +81,35 @@ def test_members_and_wishes() -> None:
 
 def test_a_node_that_is_not_registered_may_not_lead() -> None:
     assert not view().may_lead(C)
+
+
+def test_shards_with_too_few_copies_are_known() -> None:
+    seen = View(min_copies=2)
+    alone = ShardRecord((A,), (), 4, A, 11, released=False)
+    seen.take(Reset(Listing((shard(3, alone, 20),), 20)))
+    assert seen.thin == {3}
+    both = ShardRecord((A, B), (), 4, A, 11, released=False)
+    seen.take(Batch((Event(shard_key(3), shard(3, both, 21), 21),), 21))
+    assert not seen.thin
+
+
+def test_a_reset_does_not_undo_what_was_written_here_after_it_was_made() -> None:
+    seen = View(min_copies=2)
+    seen.take(Reset(Listing((node(A, 11), shard(3, ShardRecord((A, B)), 20)), 20)))
+    mine = ShardRecord((B,), (), 5, B, 12, released=False)
+    seen.took(3, shard(3, mine, 40))
+    seen.take(Reset(Listing((node(A, 11), shard(3, ShardRecord((A, B)), 20)), 39)))
+    assert seen.shards[3].record == mine
+    assert seen.thin == {3}
+    seen.take(Reset(Listing((shard(3, ShardRecord((A, B)), 41),), 41)))
+    assert seen.shards[3].record.epoch == 0
+    assert seen.thin == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("members/x", b'{"state":"dancing"}'), ("shards/x", b"{}"), ("moves/x", b'{"leader":"a"}')],
+)
+def test_what_this_version_does_not_know_is_told_with_its_key(key: str, value: bytes) -> None:
+    with pytest.raises(FailedPrecondition, match=key):
+        view().take(Batch((Event(key, Item(key, value, 9, 9, 1, 0), 30),), 30))

@@ -17,7 +17,7 @@ from tickwheel.cli.settings import (
     with_connection,
     with_output,
 )
-from tickwheel.cli.show import plain, print_one
+from tickwheel.cli.show import plain, print_many, print_one
 
 if TYPE_CHECKING:
     from tickwheel.v1.cluster_service_pb2 import Cluster, Node
@@ -237,6 +237,6 @@ def _find(shown: "Cluster", word: str) -> "Node":
     found = found or [n for n in shown.nodes if word and n.name.startswith(f"nodes/{word}")]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(n.host or n.name.removeprefix("nodes/")[:SHORT] for n in shown.nodes)
+    known = ", ".join(f"{n.host} ({n.name.removeprefix('nodes/')[:SHORT]})" for n in shown.nodes)
     text = f"{'no' if not found else 'more than one'} node {word!r}; there are {known}"
     raise click.BadParameter(text, param_hint="NODE")

@@ -6,7 +6,7 @@ The server is an extra of the distribution: without it the command says how to g
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -86,11 +86,11 @@ def _node() -> "Callable[[Config], int]":
 
 
 def _load(file: str | None, given: dict[str, Any]) -> "Config":
-    module = _config_module()
+    from tickwheel.server import settings  # noqa: PLC0415 - see the top
     from tickwheel.server.errors import InvalidArgument  # noqa: PLC0415 - see the top
 
     try:
-        return cast("Config", module.load(given, os.environ, module.find_file(file, os.environ)))
+        return settings.load(given, os.environ, settings.find_file(file, os.environ))
     except InvalidArgument as error:
         lines = (f"{v.field}: {v.description}" for v in error.violations)
         raise click.UsageError("\n".join(lines)) from error
