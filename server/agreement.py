@@ -52,6 +52,7 @@ class Agreement:
     async def run(self, peers: Peers) -> None:
         """Until `stop`."""
         while not self._stop.is_set():
+            await asyncio.sleep(PAUSE_S)  # a node that holds nothing yet goes round here, too
             for number in sorted(self._slots):
                 if self._stop.is_set():
                     return
