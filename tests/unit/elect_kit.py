@@ -4,8 +4,7 @@ import asyncio
 from random import Random
 from typing import Any
 
-import pytest
-from tests.sim.etcd import SimEtcd, SimMemory, Way
+from tests.sim.etcd import SimEtcd, SimMemory
 from tests.unit.cluster_kit import (
     A,
     B,
@@ -20,12 +19,9 @@ from tests.unit.cluster_kit import (
     until,
 )
 
-from tickwheel.server.cluster import elect as room
 from tickwheel.server.cluster.elect import Election
-from tickwheel.server.cluster.ports import Delete, Held, Registration
+from tickwheel.server.cluster.ports import Held, Registration
 from tickwheel.server.cluster.registry import (
-    MemberRecord,
-    MoveRecord,
     ShardRecord,
     node_key,
     shard_key,

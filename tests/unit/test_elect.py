@@ -1,28 +1,29 @@
 """Elections of three nodes over one simulated etcd: who stands when, and what a record means whatever was heard of it."""
 
 import asyncio
-from random import Random
-from typing import Any
 
 import pytest
-from tests.sim.etcd import SimEtcd, SimMemory, Way
+from tests.sim.etcd import Way
 from tests.unit.cluster_kit import (
     A,
-    B,
-    C,
-    FakeHost,
-    follow,
-    node_record,
     now_s,
     put,
-    run,
-    sim_etcd,
     until,
+)
+from tests.unit.elect_kit import (
+    ALL,
+    FIRST,
+    FREE,
+    SECOND,
+    SHARD,
+    THIRD,
+    Member,
+    World,
+    story,
 )
 
 from tickwheel.server.cluster import elect as room
-from tickwheel.server.cluster.elect import Election
-from tickwheel.server.cluster.ports import Delete, Held, Registration
+from tickwheel.server.cluster.ports import Delete
 from tickwheel.server.cluster.registry import (
     MemberRecord,
     MoveRecord,
@@ -30,14 +31,6 @@ from tickwheel.server.cluster.registry import (
     node_key,
     shard_key,
 )
-from tickwheel.server.cluster.tasks import Tasks
-from tickwheel.server.cluster.view import View
-from tickwheel.server.message import NodeId
-from tickwheel.server.placement import Site, preference
-from tickwheel.server.replica import Role
-from tickwheel.server.turn import FenceFailed, Leadership, Released, SteppedDown, Why
-from tests.unit.elect_kit import FakeReplica, Clock, Member, World, story, named, FREE, ALL, SHARD, FIRST, SECOND, THIRD
-
 
 # --- standing ---
 
