@@ -103,8 +103,10 @@ def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
             continue
         if execution.attempt > execution.base:
             attempts.append(execution.attempt)
-        elif execution.create_ms <= start_ms:
-            unknown = True
+        elif execution.create_ms <= start_ms or (
+            0 < execution.due_ms <= start_ms and status.create_ms <= start_ms
+        ):
+            unknown = True  # the leader before may have sent it, though we alone have it in the log
     if attempts:
         return Cancellation.ALREADY_DISPATCHED, max(attempts)
     return (Cancellation.DISPATCH_UNKNOWN if unknown else Cancellation.BEFORE_DISPATCH), 0

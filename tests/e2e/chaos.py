@@ -47,7 +47,14 @@ from bench.etcd import find_etcd
 from bench.node import ROOT, Sink
 from bench.report import commit
 from bench.sink import Arrival
-from tests.e2e.chaos_faults import KINDS, ChaosCluster, Fault, World, impossible
+from tests.e2e.chaos_faults import (
+    EXIT_FATAL,
+    KINDS,
+    ChaosCluster,
+    Fault,
+    World,
+    impossible,
+)
 from tests.e2e.chaos_load import Load
 from tests.e2e.chaos_net import Net
 from tests.e2e.chaos_watch import Changed, Watch
@@ -61,6 +68,8 @@ WHOLE_S = 60.0
 LEASE_MS = 6_000
 BETWEEN_S = (0.3, 1.5)
 READY_S = 90.0
+SUPERVISE_S = 0.5
+UNREACHED = "can't be reached"
 DEFAULT = tuple(kind for kind in KINDS if kind != "fail_over")
 DUMPS = ROOT / "tests" / "e2e" / "dumps"
 
@@ -128,16 +137,33 @@ class Campaign:
             self.world.fault = fault = Fault(kind)
             await KINDS[kind](self.world)
             fault.healed_ms = calls.now_ms()
+            supervising = asyncio.create_task(self._supervise(fault))
             try:
                 await self.watch.whole(WHOLE_S)
             except TimeoutError as error:
                 self.world.wrong.append(f"{kind}: not whole after {WHOLE_S:.0f} s: {error}")
                 self._dump()
+            finally:
+                supervising.cancel()
             fault.whole_ms = calls.now_ms()
             self.done.append(fault)
             if self.world.wrong:
                 return
             await self.world.pause(*BETWEEN_S)
+
+    async def _supervise(self, fault: Fault) -> None:
+        """Start again what ended because it could not reach etcd in time at its start; any other end is wrong."""
+        while True:
+            for node in self.world.cluster.nodes:
+                code = node.code()
+                if code is not None:
+                    said = f"{fault.kind}: {node.name} ended with {code}: {node.tail(1)}"
+                    fault.note += said
+                    full = fault.kind == "full_disk" and code == EXIT_FATAL
+                    if UNREACHED not in said and not full:
+                        self.world.wrong.append(said)
+                    node.spawn()
+            await asyncio.sleep(SUPERVISE_S)
 
     def _dump(self) -> None:
         """Have every node write down its tasks, if it was started with `DUMPS` on its path."""

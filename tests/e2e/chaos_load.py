@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc.aio
 from bench import calls
@@ -25,13 +25,28 @@ UNDER_WAY_MAX = 400
 BATCH = 5
 
 
+class Turns:
+    """Looks like a stub; each call, also one that was bound long ago, goes to the next node."""
+
+    def __init__(self, apis: Sequence[calls.Api]) -> None:
+        self._next = itertools.cycle(apis)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(*request: Any, **options: Any) -> Any:
+            return getattr(next(self._next).jobs, method)(*request, **options)
+
+        return call
+
+
 class AnyNode(calls.Api):
     """Each try of a call goes to the next node; a repeat carries the same `request_id`."""
 
+    repeats: int
+
     def __init__(self, targets: Sequence[str]) -> None:
-        self._apis = [calls.Api(target) for target in targets]
-        self._turn = itertools.cycle(self._apis)
         super().__init__(targets[0])
+        self._apis = [calls.Api(target) for target in targets]
+        self.jobs = cast("Any", Turns(self._apis))
 
     async def close(self) -> None:
         """Close all channels."""
@@ -44,7 +59,6 @@ class AnyNode(calls.Api):
         until = time.monotonic() + within_s
         last = ""
         while time.monotonic() < until:
-            self.jobs = next(self._turn).jobs  # read by `call` before anything else runs
             try:
                 async with asyncio.timeout(TRY_S * 5 if until - time.monotonic() < 30 else TRY_S):
                     return await call()

@@ -1,6 +1,6 @@
 """The network of a campaign: every path between nodes, and from each node to etcd, can be held. A process of its own.
 
-A node tells the others one address, its door; whoever calls there is known by its process (Linux: /proc), so that each
+A node tells the others one address, its door; whoever calls there is known by its process (Linux: sock_diag and /proc), so that each
 direction of each pair is a link of its own (`bench.proxy.Link`):
 
     node-1 ──► door of node-2 ──► link node-1/node-2 ──► node-2's peer port
@@ -17,20 +17,29 @@ Lines on stdin, one line out for each, beside those of `bench.proxy`; it ends wh
 """
 
 import asyncio
-import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 from bench.node import ROOT, environment
 from bench.proxy import Link, Mode, Proxy, reset
 
-ESTABLISHED = b"01"
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+ANY_STATE = 0xFFFFFFFF
+NO_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
+INODE_AT = 84
+_HEADER = struct.Struct("=IHHII")
+_ASK = struct.Struct("=BBxxI2H16s16sIII")
+_INODE = struct.Struct("=I")
 
 
 class Doors(Proxy):
@@ -57,16 +66,16 @@ class Doors(Proxy):
     ) -> None:
         """Somebody calls: who is it?"""
         port: int = writer.get_extra_info("peername")[1]
-        name = self.caller(port)
+        name = self.caller(port, writer.get_extra_info("sockname")[1])
         link = self.links.get((name, target))
         if link is None:
             reset(writer)  # ended already, or not told yet: it calls again
         else:
             await link.serve(reader, writer)
 
-    def caller(self, port: int) -> str:
-        """The node whose process has a connection from this port; "" if none has."""
-        wanted = f"socket:[{inode_of(port)}]"
+    def caller(self, port: int, door: int) -> str:
+        """The node whose process has a connection from this port to that; "" if none has."""
+        wanted = f"socket:[{inode_of(port, door)}]"
         for name, pid in list(self.pids.items()):
             with suppress(OSError):
                 for fd in Path(f"/proc/{pid}/fd").iterdir():
@@ -88,18 +97,32 @@ class Doors(Proxy):
                 return await super().control(line)
 
 
-def inode_of(port: int) -> str:
-    """Of the socket that is connected from this port of loopback, "" if there is none.
+def inode_of(port: int, door: int) -> int:
+    """Of the socket at `port` of loopback that is connected to `door`, 0 if there is none. One question to the kernel.
 
-    The tables hold every socket of the machine, so they are not taken apart. gRPC calls IPv4 addresses from IPv6 sockets.
+    /proc/net/tcp would tell too, but it walks through every socket that the machine could have.
     """
-    wanted = re.compile(rb"^ *\d+: [0-9A-F]*0100007F:%04X .*$" % port, re.MULTILINE)
-    for table in ("tcp6", "tcp"):
-        for row in wanted.findall(Path(f"/proc/net/{table}").read_bytes()):
-            fields = row.split()
-            if fields[3] == ESTABLISHED:
-                return str(fields[9].decode())
-    return ""
+    here = ip_address("127.0.0.1").packed.ljust(16, b"\0")
+    ask = _ASK.pack(
+        socket.AF_INET,
+        socket.IPPROTO_TCP,
+        ANY_STATE,
+        socket.htons(port),
+        socket.htons(door),
+        here,
+        here,
+        0,
+        *NO_COOKIE,
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as kernel:
+        kernel.settimeout(1.0)
+        kernel.send(_HEADER.pack(_HEADER.size + len(ask), SOCK_DIAG_BY_FAMILY, 1, 0, 0) + ask)
+        answer = kernel.recv(4_096)
+    kind: int = _HEADER.unpack_from(answer)[1]
+    if kind != SOCK_DIAG_BY_FAMILY:
+        return 0
+    inode: int = _INODE.unpack_from(answer, INODE_AT)[0]
+    return inode
 
 
 class Net:

@@ -189,7 +189,7 @@ class Watch:
         last_bad = max((at for at, count in looks if count), default=0)
         if not last_bad:
             return start_ms
-        return min((at for at, count in looks if at > last_bad), default=end_ms)
+        return min((at for at, _ in looks if at > last_bad), default=end_ms)
 
     def unserved_ms(self, start_ms: int, end_ms: int) -> int:
         """For how long, between two moments, some shard was not served."""

@@ -149,6 +149,19 @@ def test_after_a_fail_over_what_is_due_again_but_not_sent_is_still_unknown(bench
     assert cancel(bench) == (UNKNOWN, 0)
 
 
+@pytest.mark.parametrize("log", [True, False])
+def test_after_a_fail_over_what_only_the_successor_logged_is_still_unknown(
+    bench: Bench, *, log: bool
+) -> None:
+    """The leader before died between sending and logging; this one fires it again, and is asked to cancel."""
+    bench.create("a", every(HOUR))
+    bench.tick(HOUR, log=False)
+    bench.crash(SECOND)
+    bench.now_ms += SECOND
+    assert len(bench.tick(log=log)) == 1
+    assert cancel(bench) == (UNKNOWN, 0)
+
+
 def test_after_a_fail_over_what_this_leader_sent_is_known(bench: Bench) -> None:
     bench.create("a", every(HOUR))
     bench.tick(HOUR)

@@ -29,11 +29,19 @@ class Runner:
         return [command.name for _, command in commands]
 
 
-@pytest.mark.parametrize(
-    "meanwhile",
-    [lambda slots: slots.setdefault(1), lambda slots: slots.pop(0), lambda _: None],
-    ids=["began", "ended", "stayed"],
-)
+def began(slots: dict[int, Any]) -> None:
+    slots[1] = None
+
+
+def ended(slots: dict[int, Any]) -> None:
+    del slots[0]
+
+
+def stayed(_: dict[int, Any]) -> None:
+    """Nothing happened."""
+
+
+@pytest.mark.parametrize("meanwhile", [began, ended, stayed])
 async def test_each_answer_goes_to_its_command_whoever_leads_meanwhile(
     meanwhile: Callable[[dict[int, Any]], object],
 ) -> None:
