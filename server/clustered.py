@@ -205,6 +205,7 @@ class ClusterNode:
         self.hand_over.stop()
         self.reshape.stop()
         self.agreement.stop()
+        self.copies.stop()
         await self.runner.drain()
         await self.election.release_all(CLOSE_S)
         self.beats.stop()
