@@ -39,6 +39,7 @@ class ClusterWeather:
     target_trouble: float
     troubles: int
     replace_ms: int
+    min_copies: int
     network: NetworkWeather
     etcd: EtcdWeather
 
@@ -58,6 +59,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         target_trouble=rng.choice((0.0, 1.0)),
         troubles=rng.choice((0, 1, 1, 1, 2, 2, 2, 2)),
         replace_ms=rng.choice((2_000, 300_000)),
+        min_copies=rng.choice((1, 2)),
         network=NetworkWeather(
             delay_s=rng.choice(((0.000_2, 0.001), (0.001, 0.01), (0.001, 0.08))),
             loss=rng.choice((0.0, 0.0, 0.001, 0.01)),

@@ -35,7 +35,7 @@ from tickwheel.server.query import ExecutionHit, ExecutionQuery
 USERS = 3
 ACTS_MAX = 3
 ACT_S = (4.0, 12.0)
-FOUNDED_S = 15.0
+FOUNDED_S = 60.0
 WHOLE_S = 10.0
 CALM_S = 1.5
 QUIET_S = 22.0
