@@ -52,12 +52,7 @@ class Agreement:
     async def run(self, peers: Peers) -> None:
         """Until `stop`."""
         while not self._stop.is_set():
-<<<<<<< HEAD
-            if not self._slots:
-                await asyncio.sleep(PAUSE_S)  # a new node: its shards are still to come
-=======
             await asyncio.sleep(PAUSE_S)  # a node may hold no shard at all
->>>>>>> simcluster
             for number in sorted(self._slots):
                 if self._host.serves(number):
                     await self.compare(number, peers)
