@@ -10,6 +10,7 @@ STAMP := $(VENV)/.stamp
 GEN   := .tools/gen
 BUF   := .tools/buf
 ARGS  ?=
+JOBS  ?= 2
 SEEDS ?= 0-1999
 TREES  = $(wildcard src tests bench)
 PROTOS = $(shell cd proto && find tickwheel -name '*.proto' | sort)
@@ -47,8 +48,8 @@ run: setup      ## one node on ./data; ctrl-c stops it
 	@echo "                   $(BIN)/tickwheel executions list       ($(BIN)/tickwheel --help tells the rest)"
 	$(BIN)/tickwheel serve --data-dir ./data $(ARGS)
 
-test: setup      ## every test but the slow ones (ARGS='-k wheel' narrows, ARGS='-m slow' runs those)
-	$(PY) -m pytest -m 'not slow' $(ARGS)
+test: setup      ## every test but the slow ones (ARGS='-k wheel' narrows, ARGS='-m slow' runs those, JOBS=0: one by one)
+	$(PY) -m pytest -m 'not slow' -n $(JOBS) --dist loadfile $(ARGS)
 
 check: lint type test      ## lint, type, test
 

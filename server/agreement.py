@@ -52,14 +52,13 @@ class Agreement:
     async def run(self, peers: Peers) -> None:
         """Until `stop`."""
         while not self._stop.is_set():
-            if not self._slots:
-                await asyncio.sleep(PAUSE_S)  # a new node: its shards are still to come
+            await asyncio.sleep(PAUSE_S)  # a node may hold no shard at all
             for number in sorted(self._slots):
-                if self._stop.is_set():
-                    return
-                await asyncio.sleep(PAUSE_S)
                 if self._host.serves(number):
                     await self.compare(number, peers)
+                    await asyncio.sleep(PAUSE_S)
+                if self._stop.is_set():
+                    return
 
     def stop(self) -> None:
         """Compare nothing any more."""
@@ -69,7 +68,8 @@ class Agreement:
         """Compare one shard. What can't be read or reached is left for the next round."""
         try:
             mine = await self._hash(number)
-            for voter in {v for voters in self._host.replicas[number].configs for v in voters}:
+            configs = self._host.replicas[number].configs
+            for voter in dict.fromkeys(v for voters in configs for v in voters):
                 if voter != self._host.me and peers.connected(voter):
                     answer = await peers.forward(voter, STATE_HASH, str(number).encode(), ASK_S)
                     self._judge(number, voter, mine, _hash_of(answer))

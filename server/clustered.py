@@ -181,7 +181,7 @@ class ClusterNode:
         )
         self.control = Control(
             me, cluster.meta, self.view, self.host, etcd=cluster.etcd, peers=self.peers,
-            clock=self._clock, led=lambda: tuple(self.runner.slots),
+            clock=self._clock, led=self._led,
         )  # fmt: skip
         self._member = Member(
             cluster.myself, cluster.meta, cluster.etcd, self.view, election=self.election,
@@ -205,6 +205,7 @@ class ClusterNode:
         self.hand_over.stop()
         self.reshape.stop()
         self.agreement.stop()
+        self.copies.stop()
         await self.runner.drain()
         await self.election.release_all(CLOSE_S)
         self.beats.stop()
@@ -213,6 +214,10 @@ class ClusterNode:
         await self.peers.close()
         await self.keeper.flush()
         await self.keeper.checkpoint()
+
+    def _led(self) -> tuple[int, ...]:
+        """The shards that this node may answer for: a leader that is cut off does not speak for what it led."""
+        return tuple(number for number in self.runner.slots if self.host.may_act(number))
 
     def _hold(self, number: int) -> None:
         if number not in self._shelf.replicas:

@@ -165,6 +165,8 @@ class Copies:
         self._host = host
         self._reopen = reopen
         self._taking: set[int] = set()
+        self._offered: dict[int, NodeId] = {}  # bounded: by the number of shards
+        self._stopped = False
         self.peers: Peers
 
     # --- out ---
@@ -193,10 +195,22 @@ class Copies:
 
     def take(self, shard: int, leader: NodeId) -> None:
         """The leader of a shard says that this node is too far behind."""
-        room = len(self._taking) < AT_A_TIME
-        if room and shard not in self._taking and shard in self._slots:
+        if self._stopped or shard in self._taking or shard not in self._slots:
+            return
+        self._offered[shard] = leader
+        self._take_next()
+
+    def stop(self) -> None:
+        """Begin no more: the node is stopping."""
+        self._stopped = True
+        self._offered.clear()
+
+    def _take_next(self) -> None:
+        """A few at a time; the others wait here, for they are offered again only after half a minute."""
+        while self._offered and len(self._taking) < AT_A_TIME:
+            shard = next(iter(self._offered))
             self._taking.add(shard)
-            self._runner.spawn(self._take(shard, leader))
+            self._runner.spawn(self._take(shard, self._offered.pop(shard)))
 
     async def _take(self, shard: int, leader: NodeId) -> None:
         query = self._runner.store.query
@@ -212,6 +226,7 @@ class Copies:
             log.warning("taking a snapshot: %s", error, extra={"shard": shard, "leader": leader})
         finally:
             self._taking.discard(shard)
+            self._take_next()
 
     async def _put(self, shard: int, directory: Path, snapshot: Snapshot) -> None:
         """Let the copy take the store's place. Nothing is applied meanwhile."""

@@ -229,6 +229,10 @@ class Node:
             raise _no_job(namespace, name)
         return slot.shard.view(row, job)
 
+    def _acting(self) -> dict[int, Slot]:
+        """The shards that this node may answer for at this moment."""
+        return {n: slot for n, slot in self._runner.slots.items() if self._runner.may_act(n)}
+
     async def _read_time(self, *, consistent: bool) -> Ms:
         if consistent:
             return await self._keeper.flush_for_reading()
@@ -239,7 +243,7 @@ class Node:
     ) -> tuple[list[JobView], list[JobHit], Ms]:
         """A page over all shards: views and their keys, and the time it speaks of."""
         read_ms = await self._read_time(consistent=consistent)
-        slots = dict(self._runner.slots)
+        slots = self._acting()
         hits = await self._runner.store.query(
             lambda: merge_jobs(
                 [slot.store.list_jobs(query) for slot in slots.values()], query.limit
@@ -253,7 +257,7 @@ class Node:
     ) -> tuple[JobCounts, Ms]:
         """Counts over all shards, and the time they speak of."""
         read_ms = await self._read_time(consistent=consistent)
-        stores = [slot.store for slot in self._runner.slots.values()]
+        stores = [slot.store for slot in self._acting().values()]
         counts = await self._runner.store.query(
             lambda: merge_counts([store.count_jobs(query, grouping) for store in stores])
         )
@@ -264,7 +268,7 @@ class Node:
     ) -> tuple[list[tuple[ExecutionHit, Execution]], Ms]:
         """A page over the shards concerned, newest first, and the time it speaks of."""
         read_ms = await self._read_time(consistent=consistent)
-        slots = list(self._runner.slots.values())
+        slots = list(self._acting().values())
         if query.job:
             slots = [self._slot_of(query.namespace, query.job)]
         stores = [slot.store for slot in slots]

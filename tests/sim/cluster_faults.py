@@ -13,6 +13,8 @@ from tests.sim.etcd import EtcdWeather, draw_etcd_weather
 from tests.sim.faults import KIB
 from tests.sim.network import NetworkWeather
 
+from tickwheel.server.cluster.registry import node_key
+
 if TYPE_CHECKING:
     from tests.sim.cluster_node import SimNode
     from tests.sim.cluster_world import ClusterWorld
@@ -37,6 +39,7 @@ class ClusterWeather:
     target_trouble: float
     troubles: int
     replace_ms: int
+    min_copies: int
     network: NetworkWeather
     etcd: EtcdWeather
 
@@ -56,6 +59,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         target_trouble=rng.choice((0.0, 1.0)),
         troubles=rng.choice((0, 1, 1, 1, 2, 2, 2, 2)),
         replace_ms=rng.choice((2_000, 300_000)),
+        min_copies=rng.choice((1, 2)),
         network=NetworkWeather(
             delay_s=rng.choice(((0.000_2, 0.001), (0.001, 0.01), (0.001, 0.08))),
             loss=rng.choice((0.0, 0.0, 0.001, 0.01)),
@@ -81,6 +85,9 @@ class Trouble:
             ("drain", self._drain),
             ("move", self._move),
             ("move", self._move),
+            ("evict", self._evict),
+            ("evict", self._evict),
+            ("evict", self._evict),
         ]
         if self._world.weather.clock_steps:
             once.append(("clock", self._clock))
@@ -150,6 +157,27 @@ class Trouble:
             node.struck = False
             self._world.tell(f"resume {node.name}")
             node.resume()
+
+    async def _evict(self) -> None:
+        """A leader that lives loses its session, and learns of it late: its right to act is all that it has."""
+        world, rng, node = self._world, self._rng, self._pick()
+        if node is None:
+            return
+        world.tell(f"evict {node.name}")
+        item = world.etcd.store.items.get(node_key(node.id))
+        if item is not None:
+            world.etcd.end_lease(item.lease)
+        if rng.random() < 0.5:
+            node.struck = True
+            node.pause()
+        else:
+            self._cut_off(node, "both", etcd=True)
+        try:
+            await asyncio.sleep(rng.choice((0.2, 0.5, 0.8, 1.5)))
+        finally:
+            node.struck = False
+            node.resume()
+            world.heal_paths()
 
     async def _stop(self) -> None:
         node = self._pick()
@@ -232,13 +260,16 @@ class Trouble:
         ways = rng.choice(("in", "out", "both", "both"))
         etcd = rng.choice((False, True))
         world.tell(f"isolate {node.name} {ways} {'and from etcd' if etcd else ''}")
-        for other in world.nodes:
+        self._cut_off(node, ways, etcd=etcd)
+        await asyncio.sleep(rng.choice((0.3, 1.5, 4.0, 9.0)))
+        world.heal_paths()
+
+    def _cut_off(self, node: "SimNode", ways: str, *, etcd: bool) -> None:
+        for other in self._world.nodes:
             if other is not node:
                 self._block(node, other, ways)
         if etcd:
-            world.etcd.cut(node.name, requests=ways != "in", answers=ways != "out")
-        await asyncio.sleep(rng.choice((0.3, 1.5, 4.0, 9.0)))
-        world.heal_paths()
+            self._world.etcd.cut(node.name, requests=ways != "in", answers=ways != "out")
 
     async def _path(self) -> None:
         world, rng = self._world, self._rng

@@ -73,6 +73,7 @@ class ClusterWorld:
             data_dir="/simulated",
             shards=self.shards,
             replicas=self.replicas,
+            min_copies=self.weather.min_copies if self.replicas > 2 else 1,
             wal_low_water_bytes=0,
             flush_interval_ms=700,
             checkpoint_interval_ms=2_500,
