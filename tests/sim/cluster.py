@@ -109,7 +109,7 @@ def _campaign(first: int, last: int, results: Path) -> bool:
         for start, end in blocks(first, last):
             if f"{start}-{end}" in done:
                 continue
-            survived = []
+            survived: list[Survived] = []
             for one in pool.map(survive, range(start, end + 1)):
                 survived.append(one)
                 if one.verdict.wrong:

@@ -45,9 +45,21 @@ def _early_fenced() -> Patches:
     return [patch.object(Ledger, "when_synced", at_once)]
 
 
+def _zero(*_arguments: object, **_options: object) -> int:
+    return 0
+
+
+def _one(_voters: int) -> int:
+    return 1
+
+
+def _nothing(*_arguments: object) -> None:
+    return None
+
+
 def _no_hold() -> Patches:
     """A voter that acked a beat grants the next fence at once."""
-    return [patch.object(Holds, "wait_ms", lambda *_, **__: 0)]
+    return [patch.object(Holds, "wait_ms", _zero)]
 
 
 def _no_waking() -> Patches:
@@ -102,7 +114,7 @@ def _early_serve() -> Patches:
 
 def _goes_on() -> Patches:
     """A leadership that is over is not ended in the runner."""
-    return [patch.object(Host, "_end_if_lost", lambda *_: None)]
+    return [patch.object(Host, "_end_if_lost", _nothing)]
 
 
 def _right_outlives() -> Patches:
@@ -203,7 +215,7 @@ def _ahead_of_disk() -> Patches:
 
 def _short_fence() -> Patches:
     """A candidate does not wait for enough promises."""
-    return [patch.object(takeover, "fence_quorum", lambda _voters: 1)]
+    return [patch.object(takeover, "fence_quorum", _one)]
 
 
 def _lies_of_log() -> Patches:

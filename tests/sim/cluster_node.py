@@ -198,7 +198,9 @@ class SimNode:
             return await life.ask(_awaited(owner.open_snapshot(shard)))
 
         inside = Owner(
-            on_messages=lambda *what: life.enter(owner.on_messages, *what),
+            on_messages=lambda sender, session, messages: life.enter(
+                owner.on_messages, sender, session, messages
+            ),
             on_connected=lambda peer: life.enter(owner.on_connected, peer),
             on_disconnected=lambda peer: life.enter(owner.on_disconnected, peer),
             on_forward=on_forward,

@@ -13,15 +13,16 @@ from tickwheel.server.store.compare import StateHash
 from tickwheel.server.store.snapshot import Snapshot, SnapshotFile, damaged, main_name
 
 
-@dataclass
+@dataclass(frozen=True)
 class DictCopy:
     """A store's content as bytes."""
 
     snapshot: Snapshot
     data: bytes
 
-    def read(self, _number: int, offset: int, size: int) -> bytes:
+    def read(self, number: int, offset: int, size: int) -> bytes:
         """A piece of it."""
+        assert number == 0, "there is one file"
         return self.data[offset : offset + size]
 
     def remove(self) -> None:

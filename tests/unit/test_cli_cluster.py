@@ -77,7 +77,7 @@ class Canned(ClusterServiceServicer):
 
     async def _meet(self, request: Any, context: Any) -> None:
         self.seen.append(request)
-        given = dict(context.invocation_metadata() or ())
+        given: dict[str, Any] = dict(context.invocation_metadata() or ())
         self.keys.append(str(given.get("authorization", "")))
         asked = not isinstance(request, pb.GetClusterRequest) or len(self.seen) > 1
         if self.error is not None and asked:

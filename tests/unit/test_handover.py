@@ -40,7 +40,7 @@ class FakeReplica:
     def __init__(self, slot: FakeSlot) -> None:
         self.slot = slot
         self.commit = 5_000
-        self.reached = dict.fromkeys((A, B, C), 5_000)
+        self.reached: dict[NodeId, int] = dict.fromkeys((A, B, C), 5_000)
         self.accepts = True
         self.stuck = False
         self.releases = 0
