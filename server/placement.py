@@ -12,6 +12,7 @@ Must never import: anything of this project; no I/O, no clock.
 
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Site(NamedTuple):
     zone: str
 
 
+@lru_cache(16_384)
 def score(shard: int, node: str) -> int:
     """How much a node wants a shard: the same for whoever asks."""
     return int.from_bytes(blake2b(f"{shard}/{node}".encode(), digest_size=8).digest())
