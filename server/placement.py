@@ -23,6 +23,17 @@ def shard_of(namespace: str, job: str, shards: int) -> int:
     return zlib.crc32(f"{namespace}/{job}".encode()) % shards
 
 
+@lru_cache(8_192)
+def key_of(namespace: str, job: str) -> int:
+    """64 bits of a hash of a job's full name, as a signed integer. Stored: it never changes.
+
+    An index over it takes 15 bytes a job where one over the names takes 40 and more; readers compare the name too. Each
+    create asks for it two or three times.
+    """
+    digest = blake2b(f"{namespace}/{job}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
 class Site(NamedTuple):
     """Where a node stands; `zone` may be empty."""
 
