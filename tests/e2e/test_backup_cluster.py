@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from bench import calls
 from bench.cluster import Cluster, ClusterNode
 from bench.etcd import find_etcd
 from bench.node import Sink, wait_until
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 SHARDS = 4
 COPIES = 3
-DUE = "6s"
+DUE = "5s"
 """Time enough for a backup on a busy machine."""
 
 
@@ -114,13 +115,14 @@ def test_a_new_cluster_begins_with_the_backup_of_another(
     assert {part["node"] for part in said["parts"]} == {s.leader[6:] for s in origin.map().shards}
     assert said["namespaces"]["default"] >= len(before)
     wait_until(lambda: sink.count() == 3, SETTLE_S, "what was due since")
-    original = ids(sink)
+    original, expired_ms = ids(sink), calls.now_ms() + 1_000
     for node in origin.nodes:
         node.kill()
     sink.reset()
     new = Cluster(tmp_path / "new", options=["--shards", str(SHARDS)])
     new.etcd = origin.etcd
     expect_damage_to_be_named(shell, backup, tmp_path / "new" / "node-1")
+    wait_until(lambda: calls.now_ms() > expired_ms, SETTLE_S, "`brief` to expire")
     told = shell.good("restore", str(backup), "--data-dir", str(tmp_path / "new" / "node-1"))
     assert "1 one-off jobs fire at once, late" in told
     expect_exit(new.make(1), "Choose another --cluster NAME")
@@ -142,7 +144,7 @@ def expect_a_whole_cluster(
     assert ids(sink) <= original, "the id is that of the first time"
     assert [arrival.epoch > 1 << 20 for arrival in sink.records()] == [True]
     for node in cluster.nodes[1:]:
-        node.start()
+        node.spawn()
     wait_until(lambda: copies(cluster) == [COPIES] * SHARDS, SETTLE_S, "three copies of each shard")
     first.kill()
     cluster.wait_served(SETTLE_S)
