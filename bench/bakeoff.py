@@ -29,8 +29,8 @@ from typing import Any, Protocol, Self
 
 from tickwheel.server import codec
 from tickwheel.server.model import MS_PER_DAY, JobRow, JobState, Ms, Row, Status
+from tickwheel.server.placement import key_of
 from tickwheel.server.query import Applied, GroupBy, Grouping, JobQuery
-from tickwheel.server.store.history import job_key
 from tickwheel.server.store.shard_store import ShardStore, StoreOptions
 
 SHARDS = 64
@@ -161,7 +161,7 @@ class Rocks:
             head = _HEAD.pack(len(job.namespace), len(job.name), len(job.labels))
             text = f"{job.namespace}{job.name}{job.labels}".encode()
             put(_ROW.pack(b"j", shard, row), head + text + job.uid + job.spec)
-            put(_KEY.pack(b"k", shard, job_key(job.namespace, job.name), row), b"")
+            put(_KEY.pack(b"k", shard, key_of(job.namespace, job.name), row), b"")
             self._put_status(put, shard, row, job.status)
         if changes.statuses:
             rows = list(changes.statuses)
@@ -191,7 +191,7 @@ class Rocks:
         iterator = self._db.iter(self._rd.ReadOptions())
         found = 0
         for name in names:
-            key = job_key(*name)
+            key = key_of(*name)
             iterator.seek(_KEY.pack(b"k", shard, key, 0))
             found += iterator.valid() and iterator.key()[:11] == _KEY.pack(b"k", shard, key, 0)[:11]
         return found

@@ -18,7 +18,7 @@ from tickwheel.server.cluster.etcd_link import EtcdOptions
 from tickwheel.server.cluster.etcd_session import SessionFile
 from tickwheel.server.cluster.health import Health
 from tickwheel.server.cluster.peer_hello import Identity
-from tickwheel.server.cluster.peer_options import PeerOptions, Tls
+from tickwheel.server.cluster.peer_options import advertised_of, options_of
 from tickwheel.server.cluster.peer_port import Owner, Peers
 from tickwheel.server.cluster.peers import GrpcPeers
 from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
@@ -26,6 +26,7 @@ from tickwheel.server.clustered import ClusterDevices
 from tickwheel.server.config import Config
 from tickwheel.server.copies import SHIPPED, FileShelves
 from tickwheel.server.identity import DataDirectory, check_shards, restored
+from tickwheel.server.store.snapshot import shard_of_file
 from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
 
@@ -92,12 +93,7 @@ def make_devices(
 
 def peer_maker(config: Config, me: Identity) -> Callable[[Owner], Awaitable[Peers]]:
     """Makes the peers' traffic, listening already."""
-    tls = None
-    if config.peer_tls:
-        tls = Tls(Path(config.peer_ca), Path(config.peer_cert), Path(config.peer_key))
-    options = PeerOptions(
-        listen=config.peer_address, tls=tls, snapshot_bytes_per_s=config.snapshot_bytes_per_s
-    )
+    options = options_of(config)
 
     async def make(owner: Owner) -> Peers:
         peers = GrpcPeers(me, owner, options, Random())  # noqa: S311 - spreads reconnects
@@ -110,7 +106,7 @@ def peer_maker(config: Config, me: Identity) -> Callable[[Owner], Awaitable[Peer
 def node_record(config: Config) -> NodeRecord:
     """What the others are told of this node."""
     return NodeRecord(
-        peer=config.peer_advertise or config.peer_listen,
+        peer=advertised_of(config, config.peer_address[1]),
         grpc=config.grpc_listen,
         http=config.http_listen,
         host=config.host or platform.node(),
@@ -122,7 +118,8 @@ def node_record(config: Config) -> NodeRecord:
 
 def stored_shards(directory: Path) -> list[int]:
     """The shards that have a store here."""
-    return sorted(int(path.stem.removeprefix("shard-")) for path in directory.glob("shard-????.db"))
+    numbers = (shard_of_file(path.name) for path in directory.glob("shard-*.db"))
+    return sorted(number for number in numbers if number is not None)
 
 
 def _file(name: str) -> Path | None:

@@ -19,7 +19,7 @@ from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.view import View
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
-from tickwheel.server.placement import Site, preference
+from tickwheel.server.placement import preference
 from tickwheel.server.runner import Runner
 from tickwheel.server.slot import Slot
 
@@ -124,9 +124,7 @@ class HandOver:
 
     def _order(self, number: int) -> list[NodeId]:
         voters = self._view.shards[number].record.voters
-        nodes = self._view.nodes
-        sites = {n: Site(nodes[n].record.host, nodes[n].record.zone) for n in voters if n in nodes}
-        return preference(number, sites)
+        return preference(number, self._view.sites(voters.__contains__))
 
     def _may_have(self, node: NodeId, now_ms: int) -> bool:
         if node == self._me:

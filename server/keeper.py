@@ -4,6 +4,7 @@
     every flush    flush        a frozen change set a shard ──► SQLite ──► thaw
     every checkpoint            SQLite checkpoint ──► durable index ──► old WAL segments go
     every minute   widen        the wheels' window; retention of history files
+    once a start   learn        which jobs a led shard's store holds, for its filter
 
 Only an index that a complete checkpoint covers lets a WAL segment go: a commit in SQLite alone is not durable.
 
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from tickwheel.server.clock import StepDetector
 from tickwheel.server.config import Config
-from tickwheel.server.errors import StoreFailed, Unavailable
+from tickwheel.server.errors import ResourceExhausted, StoreFailed, Unavailable
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
@@ -41,6 +42,11 @@ PAGE_ENTRIES = 20_000
 READ_AHEAD_ROWS_MAX = 20_000
 SHARDS_PER_FLUSH = 8
 TRIM_EVERY_MS = 10_000
+LEARN_EVERY_MS = 10_000
+LEARN_PAGE = 1_000
+"""Keys that a filter learns before others get their turn: half a millisecond."""
+
+KEY_MIN = -(1 << 63)
 TRIM_AFTER = 100
 """Executions of one job that end before its history is held to its retention again."""
 
@@ -89,6 +95,7 @@ class Keeper:
         self._runner.spawn(self._every(self.config.checkpoint_interval_ms, self.checkpoint))
         self._runner.spawn(self._every(MS_PER_DAY // 24, self.expire_history, at_once=True))
         self._runner.spawn(self._every(TRIM_EVERY_MS, self.trim_history))
+        self._runner.spawn(self._every(LEARN_EVERY_MS, self.learn, at_once=True))
 
     def stop(self) -> None:
         """End the periodic work; what is under way ends by itself."""
@@ -193,6 +200,30 @@ class Keeper:
                 if len(entries) >= READ_AHEAD_ROWS_MAX:
                     break
         return entries
+
+    # --- names ---
+
+    async def learn(self) -> None:
+        """Tell the filters of shards that are led what their stores hold: those that know nothing, or are full."""
+        for slot in list(self._runner.slots.values()):
+            if slot.shard.table.bloom.wanting:
+                try:
+                    await self._learn(slot)
+                except ResourceExhausted:
+                    return  # lists come first
+                except Exception:
+                    if not slot.retired:  # else another store has taken its place
+                        raise
+
+    async def _learn(self, slot: Slot) -> None:
+        """Page by page; the loop adds them, for it alone may touch a table."""
+        table, store = slot.shard.table, slot.store
+        table.learn(await self._runner.store.query(store.job_count))
+        keys = await self._runner.store.query(partial(store.keys, KEY_MIN, LEARN_PAGE))
+        while keys:
+            table.bloom.learn(keys)
+            keys = await self._runner.store.query(partial(store.keys, keys[-1] + 1, LEARN_PAGE))
+        table.bloom.end()
 
     # --- the clock ---
 

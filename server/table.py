@@ -12,7 +12,9 @@ Invariants: a row is in at most one of `jobs`, `statuses`, `drops` of one set, a
 The frozen set is never changed, for another thread reads it. `bytes_held` bounds the memory. Jobs are kept as plain
 tuples, which the garbage collector forgets: with 100,000 named tuples each of its rounds stopped the loop for 0.1 s.
 
-Must never import: any room but `model`, `codec`; no I/O, no clock.
+A name that no set speaks of is asked of `bloom` first: what is surely not in the store is GONE without a look-up.
+
+Must never import: any room but `bloom`, `codec`, `model`, `placement`; no I/O, no clock.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,8 +22,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
+from tickwheel.server.bloom import Bloom
 from tickwheel.server.codec import status_columns, status_due_ms
 from tickwheel.server.model import JobParts, JobRow, JobState, Ms, Row
+from tickwheel.server.placement import key_of
 
 
 class Mark(Enum):
@@ -97,6 +101,7 @@ class Table:
         self.active = Changes()
         self.frozen: Changes | None = None
         self.thaws = 0
+        self.bloom = Bloom()
         self._cache_bytes_max = cache_bytes_max
         self._cache_bytes = 0
         self._jobs: dict[Row, JobParts] = {}
@@ -120,7 +125,7 @@ class Table:
         if row is None and self.frozen is not None:
             row = self.frozen.row_of(namespace, name)
         if row is None:
-            return UNKNOWN
+            return UNKNOWN if self.bloom.may_hold(key_of(namespace, name)) else GONE
         return row or GONE
 
     def job(self, row: Row) -> JobRow | Partly | Mark:
@@ -181,6 +186,7 @@ class Table:
         if names is None:
             names = active.names[namespace] = {}
         names[name] = row
+        self.bloom.add(key_of(namespace, name))
         active.bytes_held += _job_bytes(parts)
         if row in self._jobs:
             self._forget(row)
@@ -223,6 +229,13 @@ class Table:
         active.bytes_held += _weight(execution) - _weight(before)
         active.ended[row] = execution
         self._live.pop(row, None)
+
+    def learn(self, expected: int) -> None:
+        """Begin to learn what the store holds; what it is yet to get is learnt here and now."""
+        self.bloom.begin(expected)
+        for changes in self._sets():
+            for namespace, names in changes.names.items():
+                self.bloom.learn(key_of(namespace, name) for name in names)
 
     # --- flushing ---
 

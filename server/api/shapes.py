@@ -6,8 +6,8 @@
 Examining a job costs some 12 µs, this 3. A job found right is kept as two `Form`s, as it was sent and as it is stored: its
 bytes around time and body. Another job is of this shape if the form as sent, with its time and body, gives the very
 bytes that were sent; then the other form with them is what is stored. So a slip in how forms are cut or looked up costs
-time, and can't mistake one job for another. That a form holds for other times and bodies than those it was cut from is
-tried out when it is made.
+time, and can't mistake one job for another; the shape that was met last is tried before any is looked up. That a form
+holds for other times and bodies than those it was cut from is tried out when it is made.
 
 A shape is remembered only after a full examination that found nothing wrong and cleared nothing away, of a one-off at an
 instant without window or jitter; everything else is examined each time.
@@ -88,6 +88,7 @@ class Shapes:
     def __init__(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
         self._known: dict[Clue, Shape] = {}
+        self._latest: dict[bool, Shape] = {}  # with a body, without one
 
     def look(self, job: job_pb2.Job) -> Prepared | Key | None:
         """The job prepared, if its shape is known; else a key to remember it by, or None if it can't have one."""
@@ -95,14 +96,17 @@ class Shapes:
         body = job.http_target.body
         if len(sent) <= _TIME_AT or len(body) > self._body_bytes_max:
             return None
-        clue = _clue(sent, body)
-        shape = self._known.get(clue)
-        if shape is None:
-            return Key(clue, sent) if _may_have_shape(job) else None
-        form, stored, labels, past_ok = shape
         time = sent[_TIME_AT : _TIME_AT + sent[_TIME_AT - 1]]
-        if form.join(time, body) != sent:
-            return None
+        shape = self._latest.get(not body)
+        if shape is None or shape[0].join(time, body) != sent:
+            clue = _clue(sent, body)
+            shape = self._known.get(clue)
+            if shape is None:
+                return Key(clue, sent) if _may_have_shape(job) else None
+            if shape[0].join(time, body) != sent:
+                return None
+            self._latest[not body] = shape
+        _, stored, labels, past_ok = shape
         when = job.schedule.once.scheduled_time
         seconds, nanos = when.seconds, when.nanos
         if not (0 <= seconds <= SECONDS_MAX and 0 <= nanos < _NANOS):

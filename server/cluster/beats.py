@@ -10,7 +10,7 @@ Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from tickwheel.server.cluster.peer_port import Peers
 from tickwheel.server.cluster.ports import Etcd
@@ -20,25 +20,13 @@ from tickwheel.server.errors import TickwheelError
 from tickwheel.server.lease import Clocks, Holds, Rights, Suspicions
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import Beat, BeatAcked, Message, NodeId
-from tickwheel.server.model import Ms
+from tickwheel.server.ports import Clock
 
 log = get_logger(__name__)
 
 BEAT_S: Final = 0.25
 SOON_S: Final = 0.005
 """Several leaderships begin together."""
-
-
-class Clock(Protocol):
-    """Wall time, and time that only grows."""
-
-    def now_ms(self) -> Ms:
-        """Wall time."""
-        ...
-
-    def monotonic_ms(self) -> int:
-        """Boot time."""
-        ...
 
 
 class Beats:

@@ -8,7 +8,6 @@ Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Protocol
 
 from tickwheel.server.cluster import registry
 from tickwheel.server.cluster.host import Host
@@ -32,7 +31,7 @@ from tickwheel.server.errors import (
 )
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
-from tickwheel.server.model import Ms
+from tickwheel.server.ports import Clock
 from tickwheel.server.topology import NodeInfo, ShardInfo, Standing, Topology
 
 log = get_logger(__name__)
@@ -42,20 +41,12 @@ FORWARD_S = 30.0
 MOVE_S = 20.0
 
 
-class WallClock(Protocol):
-    """Wall time."""
-
-    def now_ms(self) -> Ms:
-        """In milliseconds."""
-        ...
-
-
 class Control:
     """Implements `topology.ClusterPort`."""
 
     def __init__(  # noqa: PLR0913 - what it shows and what it reaches
         self, me: NodeId, meta: MetaRecord, view: View, host: Host, *, etcd: Etcd, peers: Peers,
-        clock: WallClock, led: Callable[[], tuple[int, ...]],
+        clock: Clock, led: Callable[[], tuple[int, ...]],
     ) -> None:  # fmt: skip
         self._me = me
         self._meta = meta

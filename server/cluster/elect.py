@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.ports import Done, Etcd, Held, Item, OutcomeUnknown, Put, Refused
@@ -29,7 +29,8 @@ from tickwheel.server.cluster.view import ShardSeen, View
 from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
-from tickwheel.server.placement import Site, preference
+from tickwheel.server.placement import preference
+from tickwheel.server.ports import Clock
 from tickwheel.server.replica import Role
 from tickwheel.server.turn import Event, FenceFailed, Leadership, Released
 
@@ -54,14 +55,6 @@ OVER = frozenset({Role.FOLLOWER, Role.RELEASED})
 """What a replica is at when its leadership is over, though the record may still name it."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
-
-
-class Clock(Protocol):
-    """Time that only grows."""
-
-    def monotonic_ms(self) -> int:
-        """In milliseconds."""
-        ...
 
 
 class Election:
@@ -135,12 +128,7 @@ class Election:
 
     def _delay_s(self, number: int, record: ShardRecord) -> float:
         """The first in rank stands at once: who is wished for, then who wants the shard most, then who drains."""
-        sites = {
-            node: Site(seen.record.host, seen.record.zone)
-            for node, seen in self._view.nodes.items()
-            if node in record.voters
-        }
-        order = preference(number, sites)
+        order = preference(number, self._view.sites(record.voters.__contains__))
         wish = self._view.moves.get(number, "")
         order.sort(key=lambda node: (not self._view.may_lead(node), node != wish))
         rank = order.index(self._me) if self._me in order else len(order)

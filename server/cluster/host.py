@@ -26,6 +26,7 @@ from tickwheel.server.errors import NotLeader, TickwheelError, Unavailable
 from tickwheel.server.lease import Rights
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import LogEntry, Message, NodeId
+from tickwheel.server.ports import Clock
 from tickwheel.server.record import Record
 from tickwheel.server.replica import Replica
 from tickwheel.server.turn import Event, Leading, Mark, Output, Released, SteppedDown
@@ -38,14 +39,6 @@ TICK_S = 0.02
 
 WAL_WAITING_BYTES_MAX = 16 << 20
 """While this much waits for the disk, outputs wait too."""
-
-
-class BootClock(Protocol):
-    """Time that only grows, through suspension too."""
-
-    def monotonic_ms(self) -> int:
-        """In milliseconds."""
-        ...
 
 
 class Hooks(Protocol):
@@ -77,7 +70,7 @@ class Host:
 
     def __init__(  # noqa: PLR0913 - where log, disk and peers meet
         self, me: NodeId, replicas: dict[int, Replica], *, wal: Wal, rights: Rights,
-        clock: BootClock, health: Health, on_fatal: Callable[[BaseException], None],
+        clock: Clock, health: Health, on_fatal: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self.me = me
         self.replicas = replicas

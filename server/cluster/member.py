@@ -213,11 +213,7 @@ class Member:
         missing = [number for number in range(meta.shards) if number not in view.shards]
         if not view.revision or (missing and not self._may_place()):
             return False
-        sites = {
-            node: Site(seen.record.host, seen.record.zone)
-            for node, seen in view.nodes.items()
-            if view.may_lead(node)
-        }
+        sites = view.sites(view.may_lead)
         for at in range(0, len(missing), PLACED_AT_ONCE):
             chunk = missing[at : at + PLACED_AT_ONCE]
             guards = [guard for number in chunk for guard in first_guards(number)]
@@ -240,7 +236,5 @@ class Member:
         return founder == self._self.id if founder else self._hosts_enough()
 
     def _hosts_enough(self) -> bool:
-        hosts = {
-            seen.record.host for node, seen in self._view.nodes.items() if self._view.may_lead(node)
-        }
+        hosts = {site.host for site in self._view.sites(self._view.may_lead).values()}
         return len(hosts) >= self._meta.replicas

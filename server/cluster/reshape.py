@@ -196,8 +196,7 @@ class Reshape:
         """Everybody who is there, and everybody who was a moment ago."""
         now_ms = self._now_ms()
         for node, seen in self._view.nodes.items():
-            site = Site(seen.record.host, seen.record.zone)
-            self._last_seen[node] = Voter(site, self._view.state(node), 0), now_ms
+            self._last_seen[node] = Voter(seen.site, self._view.state(node), 0), now_ms
         hosts = {self._last_seen[node][0].site.host for node in self._view.nodes}
         nodes: dict[NodeId, Voter] = {}
         for seen_shard in self._view.shards.values():

@@ -149,35 +149,6 @@ def digest_of(manifest: bytes) -> bytes:
     return hashlib.sha256(manifest).digest()
 
 
-class DirectoryFiles:
-    """A snapshot that lies in a directory. `on_close` is called once."""
-
-    def __init__(
-        self, directory: Path, manifest: bytes, files: tuple[SnapshotFile, ...],
-        on_close: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
-        self.manifest = manifest
-        self.files = files
-        self._directory = directory
-        self._on_close = on_close
-
-    async def read(self, number: int, offset: int, size: int) -> bytes:
-        """Read in a thread. Raises OSError."""
-        return await asyncio.to_thread(
-            _read, self._directory / self.files[number].name, offset, size
-        )
-
-    def close(self) -> None:
-        """Tell the one who made it."""
-        self._on_close()
-
-
-def _read(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
 # --- receiving -------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ Every decision made on it is checked again by a transaction's compares.
 Must never import: gRPC, protobuf; no I/O, no clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from tickwheel.server.cluster import registry
@@ -20,6 +20,7 @@ from tickwheel.server.cluster.registry import (
 )
 from tickwheel.server.errors import FailedPrecondition
 from tickwheel.server.message import NodeId
+from tickwheel.server.placement import Site
 
 
 class NodeSeen(NamedTuple):
@@ -28,6 +29,11 @@ class NodeSeen(NamedTuple):
     record: NodeRecord
     session: int
     lease: int
+
+    @property
+    def site(self) -> Site:
+        """Where it stands."""
+        return Site(self.record.host, self.record.zone)
 
 
 class ShardSeen(NamedTuple):
@@ -130,6 +136,10 @@ class View:
     def state(self, node: NodeId) -> MemberState:
         """What was said of a node; nothing means active."""
         return self.members.get(node, MemberState.ACTIVE)
+
+    def sites(self, wanted: Callable[[NodeId], bool]) -> dict[NodeId, Site]:
+        """Where those of the registered nodes stand that are wanted."""
+        return {node: seen.site for node, seen in self.nodes.items() if wanted(node)}
 
     def is_leaderless(self, record: ShardRecord) -> bool:
         """True when somebody has to take the shard over."""

@@ -17,12 +17,12 @@ Must never import: rooms of floor 3 or higher but `sqlite`; no threads, no clock
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tickwheel.server.files import sync_directory
 from tickwheel.server.model import MS_PER_DAY, ExecutionState, Ms, Row
+from tickwheel.server.placement import key_of
 from tickwheel.server.store import sqlite
 
 FORMAT: Final = 1
@@ -55,15 +55,6 @@ class JobId(NamedTuple):
     namespace: str
     name: str
     row: Row
-
-
-def job_key(namespace: str, name: str) -> int:
-    """64 bits of a hash of a job's full name, as SQLite's signed integer. Stored: it never changes.
-
-    An index over it takes 15 bytes a job where one over the names takes 40 and more; readers compare the name too.
-    """
-    digest = blake2b(f"{namespace}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 class Namespaces:
@@ -111,7 +102,7 @@ class _DayFile:
     def _values(self, row: Row, columns: Columns, data: bytes) -> tuple[sqlite.Value, ...]:
         job_row, state, create_ms, scheduled_ms, _due, _attempt, namespace, job = columns
         number = self._namespaces.number(self._db, namespace)
-        return (row, number, job_key(namespace, job), job_row, state, create_ms, scheduled_ms, data)
+        return (row, number, key_of(namespace, job), job_row, state, create_ms, scheduled_ms, data)
 
     def rollback(self) -> None:
         if self._db.in_transaction:
@@ -120,12 +111,12 @@ class _DayFile:
 
     def trim(self, job: JobId, keep: int) -> int:
         return len(
-            self._db.execute(_TRIM, (job_key(job.namespace, job.name), job.row, keep)).fetchall()
+            self._db.execute(_TRIM, (key_of(job.namespace, job.name), job.row, keep)).fetchall()
         )
 
     def count(self, job: JobId) -> int:
         sql = "SELECT count(*) FROM execution WHERE key = ? AND job_row = ?"
-        number: int = self._db.execute(sql, (job_key(job.namespace, job.name), job.row)).fetchone()[
+        number: int = self._db.execute(sql, (key_of(job.namespace, job.name), job.row)).fetchone()[
             0
         ]
         return number

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Final
 
 from tickwheel.server.model import MS_PER_DAY, ExecutionState, JobRow, Ms, Row
+from tickwheel.server.placement import key_of
 from tickwheel.server.query import (
     ExecutionHit,
     ExecutionQuery,
@@ -31,7 +32,7 @@ from tickwheel.server.query import (
     behind_row,
 )
 from tickwheel.server.store import sqlite
-from tickwheel.server.store.history import History, JobId, job_key
+from tickwheel.server.store.history import History, JobId
 
 _JOB_COLUMNS: Final = (
     "job.row, job.create_ms, namespace.name, job.name, job.uid, spec.spec, job.status, job.labels"
@@ -246,7 +247,7 @@ def _select(
             return
         where.add("+namespace = ?" if query.job else "namespace = ?", number)
     if query.job:
-        where.add("key = ?", job_key(query.namespace, query.job))
+        where.add("key = ?", key_of(query.namespace, query.job))
     if job_row is not None:
         where.add("job_row = ?", job_row)
     where.one_of("state", query.states)

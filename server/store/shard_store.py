@@ -33,6 +33,7 @@ from typing import Final, Protocol, Self, TypeVar
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
 from tickwheel.server.model import JobParts, JobRow, Ms, Row
+from tickwheel.server.placement import key_of
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -50,7 +51,6 @@ from tickwheel.server.store.history import (
     History,
     JobId,
     Namespaces,
-    job_key,
     sqlite_bytes,
 )
 
@@ -284,7 +284,7 @@ class ShardStore:
         for row, (namespace, name, uid, _, status, labels) in jobs.items():
             state, outcome, generation, next_ms, due_ms, create_ms, update_ms = columns(status)
             values.append(
-                (row, number(db, namespace), job_key(namespace, name), state, outcome, generation, next_ms,
+                (row, number(db, namespace), key_of(namespace, name), state, outcome, generation, next_ms,
                  due_ms or None, create_ms, update_ms, name, labels, uid, status)
             )  # fmt: skip
         return values
@@ -300,7 +300,7 @@ class ShardStore:
         columns = self._options.execution_columns(data)
         job_row, state, create_ms, scheduled_ms, due_ms, attempt, namespace, job = columns
         number = self._namespaces.number(db, namespace)
-        key = job_key(namespace, job)
+        key = key_of(namespace, job)
         return (
             row,
             number,
@@ -351,15 +351,27 @@ class ShardStore:
         hits: list[tuple[str, str, Row]] = []
         if len(names) == 1:
             # A list costs SQLite as much as a second look-up, before it has looked at the first.
-            hits = self._read.execute(_FIND_ONE, (job_key(*names[0]),)).fetchall()
+            hits = self._read.execute(_FIND_ONE, (key_of(*names[0]),)).fetchall()
         else:
             for chunk in _chunks(names):
-                keys = sqlite.numbers(job_key(*name) for name in chunk)
+                keys = sqlite.numbers(key_of(*name) for name in chunk)
                 hits += self._read.execute(_FIND_MANY, (keys,)).fetchall()
         if not hits:
             return {}
         wanted = set(names)
         return {(space, name): row for space, name, row in hits if (space, name) in wanted}
+
+    def keys(self, from_key: int, limit: int) -> list[int]:
+        """A page of the keys of all jobs (`placement.key_of`), ascending: what a filter learns."""
+        sql = "SELECT key FROM job WHERE key >= ? ORDER BY key LIMIT ?"
+        return [key for (key,) in self._lister().execute(sql, (from_key, limit))]
+
+    def job_count(self) -> int:
+        """How many jobs are here."""
+        count: int = (
+            self._lister().execute("SELECT coalesce(sum(jobs), 0) FROM tally").fetchone()[0]
+        )
+        return count
 
     def jobs(self, rows: Sequence[Row]) -> dict[Row, JobRow]:
         """The jobs of these rows; who is not there is left out."""
@@ -419,10 +431,11 @@ class ShardStore:
     def sizes(self) -> StoreSizes:
         """How much is here."""
         db = self._lister()
-        (jobs,) = db.execute("SELECT coalesce(sum(jobs), 0) FROM tally").fetchone()
         (live,) = db.execute("SELECT count(*) FROM live").fetchone()
         days = len(self._history.days)
-        return StoreSizes(jobs, live, sqlite_bytes(self._path), self._history.file_bytes(), days)
+        return StoreSizes(
+            self.job_count(), live, sqlite_bytes(self._path), self._history.file_bytes(), days
+        )
 
     def _lister(self) -> sqlite3.Connection:
         if self._lists is None:

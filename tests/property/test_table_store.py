@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from tests.sim.store import DictStore
 
 from tickwheel.server import codec
+from tickwheel.server.keeper import KEY_MIN
 from tickwheel.server.model import (
     Execution,
     ExecutionKind,
@@ -93,6 +94,7 @@ class TableOverStore(RuleBasedStateMachine):
         self.next_row = 1
         self.index = 0
         self.readings: list[Reading] = []
+        self.learnt_to: int | None = None
 
     def teardown(self) -> None:
         self.disk.close()
@@ -191,6 +193,26 @@ class TableOverStore(RuleBasedStateMachine):
         self.table.admit(
             [(row, reading.found.jobs[row]) for row in chosen], reading.found.live.items()
         )
+
+    # --- which names there are ---
+
+    @rule()
+    def begin_learning(self) -> None:
+        """The filter is made, or made anew, while everything goes on."""
+        assert self.disk.job_count() == self.dicts.job_count()
+        self.table.learn(self.disk.job_count())
+        self.learnt_to = KEY_MIN
+
+    @precondition(lambda self: self.learnt_to is not None)
+    @rule(limit=st.integers(1, 3))
+    def learn_a_page(self, limit: int) -> None:
+        assert self.learnt_to is not None
+        keys = self.disk.keys(self.learnt_to, limit)
+        assert keys == self.dicts.keys(self.learnt_to, limit)
+        self.table.bloom.learn(keys)
+        self.learnt_to = keys[-1] + 1 if keys else None
+        if not keys:
+            self.table.bloom.end()
 
     # --- what must hold ---
 

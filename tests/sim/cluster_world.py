@@ -221,10 +221,6 @@ class ClusterWorld:
         """What fell due from here on may not be handled yet: a shard may have been without a leader for long."""
         return self.clock.now_ms() - UNHANDLED_MS
 
-    def latest_ms(self) -> Ms:
-        """The latest that it is by anybody's clock: a leader whose clock is ahead decides by its own."""
-        return max(self.clock.now_ms(), *(node.clock.now_ms() for node in self.nodes))
-
     def record_arrival(self, node: SimNode, headers: dict[str, str]) -> None:
         """The target saw a request."""
         now_ms = node.clock.now_ms()

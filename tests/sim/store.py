@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
 from tickwheel.server.model import MS_PER_DAY, JobRow, Ms, Row
+from tickwheel.server.placement import key_of
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -212,6 +213,13 @@ class DictStore:
     def stored_ended(self) -> dict[Row, bytes]:
         """Every ended execution that is not live again, for a judge."""
         return {row: data for row, data in self._now.ended.items() if row not in self._now.live}
+
+    def keys(self, from_key: int, limit: int) -> list[int]:
+        keys = sorted(key_of(job.namespace, job.name) for job in self._now.jobs.values())
+        return [key for key in keys if key >= from_key][:limit]
+
+    def job_count(self) -> int:
+        return len(self._now.jobs)
 
     def sizes(self) -> StoreSizes:
         return StoreSizes(len(self._now.jobs), len(self._now.live), 0, 0, len(self._days()))

@@ -281,10 +281,6 @@ class World:
             return self.ended_ms
         return self.clock.now_ms() - LATE_MS
 
-    def latest_ms(self) -> Ms:
-        """The time: there is one clock here."""
-        return self.clock.now_ms()
-
     def step_clock(self, step_ms: int) -> None:
         """Somebody sets the host's clock."""
         now_s = self.loop.now_s

@@ -79,8 +79,16 @@ class FakeReplica:
 
 
 class Clock:
+    """The loop's virtual time; the wall's is a little ahead."""
+
+    def now_ms(self) -> int:
+        return self.monotonic_ms() + 5
+
     def monotonic_ms(self) -> int:
-        return round(now_s() * 1000)
+        return round(self.monotonic() * 1000)
+
+    def monotonic(self) -> float:
+        return now_s()
 
 
 class Member:

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 from tests.unit.cluster_kit import A, B, C, FakeHost, Seen, now_s, run, sim_etcd, until
+from tests.unit.elect_kit import Clock
 
 from tickwheel.server.cluster import control as room
 from tickwheel.server.cluster.control import Control
@@ -19,11 +20,6 @@ from tickwheel.server.errors import (
     Unavailable,
 )
 from tickwheel.server.topology import Standing, Topology
-
-
-class Clock:
-    def now_ms(self) -> int:
-        return round(now_s() * 1000) + 5
 
 
 class FakePeers:

@@ -1,21 +1,26 @@
 """Keeper: the wheels' window keeps to its share of the entries, however much is due, and grows again as it empties."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from random import Random
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from tickwheel.server.codec import encode_status
 from tickwheel.server.config import Config
-from tickwheel.server.keeper import FIRST_WINDOW_MS, Keeper
+from tickwheel.server.errors import ResourceExhausted
+from tickwheel.server.keeper import FIRST_WINDOW_MS, LEARN_PAGE, Keeper
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.model import Ms
+from tickwheel.server.model import JobRow, JobState, Ms, Status
+from tickwheel.server.placement import key_of
 from tickwheel.server.query import Applied, Due
 from tickwheel.server.shard import Shard
 from tickwheel.server.slot import Slot
-from tickwheel.server.table import Changes, Table
+from tickwheel.server.table import GONE, UNKNOWN, Changes, Table
 
 T = TypeVar("T")
 
@@ -33,10 +38,27 @@ class EveryMs:
         return [Due(ms, ms - NOW + 1, 1) for ms in range(start, end)]
 
 
+class Keys:
+    """A store of jobs by their names, in pages; `on_page` is called before each is read."""
+
+    def __init__(self, names: list[str], on_page: Callable[[int], None]) -> None:
+        self._keys = sorted(key_of("n", name) for name in names)
+        self._on_page = on_page
+        self.pages = 0
+
+    def job_count(self) -> int:
+        return len(self._keys)
+
+    def keys(self, from_key: int, limit: int) -> list[int]:
+        self._on_page(self.pages)
+        self.pages += 1
+        return [key for key in self._keys if key >= from_key][:limit]
+
+
 class FakeRunner:
     def __init__(self, slot: Slot) -> None:
         self.slots = {0: slot}
-        self.store: Any = None
+        self.store = SimpleNamespace(query=self.read, flush=self.read)
         self.store_full = False
         self.table_bytes = 0
         self.now_ms = NOW
@@ -51,9 +73,9 @@ class FakeRunner:
         assert slot is self.slots[0]
 
 
-def make() -> tuple[Keeper, FakeRunner, Shard]:
+def make(store: object = None) -> tuple[Keeper, FakeRunner, Shard]:
     shard = Shard(0, 1, start_ms=NOW, next_row=1, table=Table(1 << 20), rng=Random(1))
-    slot = Slot(shard, cast(Any, EveryMs()), 0, 0)
+    slot = Slot(shard, cast(Any, store or EveryMs()), 0, 0)
     runner = FakeRunner(slot)
     config = Config(wheel_entries_max=ENTRIES_MAX, wheel_horizon_ms=900_000)
     metrics = Metrics(CollectorRegistry())
@@ -112,15 +134,64 @@ def test_entries_that_changed_no_row_are_flushed_once_too() -> None:
         keeper, runner, _ = make()
         slot, store = runner.slots[0], Follows()
         slot.store = cast(Any, store)
-
-        async def flush(work: Callable[[], T]) -> T:
-            return work()
-
-        runner.store = SimpleNamespace(flush=flush)
         await keeper.flush()
         slot.index = slot.applied = 7
         await keeper.flush()
         await keeper.flush()
         assert store.flushes == [7]
+
+    asyncio.run(run())
+
+
+def job(name: str) -> JobRow:
+    status = encode_status(Status(JobState.SCHEDULED, 1, NOW, NOW, NOW, NOW))
+    return JobRow("n", name, b"u" * 16, b"", status, "")
+
+
+def test_names_are_learnt_page_by_page_while_jobs_come() -> None:
+    async def run() -> None:
+        stored = [f"stored-{n}" for n in range(2 * LEARN_PAGE)]
+        store = Keys(stored, lambda page: shard.table.put_job(9 + page, job(f"late-{page}")))
+        keeper, _, shard = make(store)
+        shard.table.put_job(7, job("unflushed"))
+        assert shard.table.find("n", "never") is UNKNOWN
+        await keeper.learn()
+        assert store.pages == 3
+        shard.table.freeze()
+        shard.table.thaw(0)
+        for name in [*stored, "unflushed", "late-0", "late-1", "late-2"]:
+            assert shard.table.find("n", name) is UNKNOWN
+        assert shard.table.find("n", "never") is GONE
+        await keeper.learn()
+        assert store.pages == 3  # it knows enough
+
+    asyncio.run(run())
+
+
+def test_learning_waits_while_lists_fill_the_queue() -> None:
+    def busy(_page: int) -> None:
+        raise ResourceExhausted("busy", reason="STORE_BUSY")
+
+    async def run() -> None:
+        keeper, _, shard = make(Keys(["a"], busy))
+        await keeper.learn()
+        assert shard.table.find("n", "never") is UNKNOWN
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("retired", [True, False])
+def test_a_store_that_was_replaced_meanwhile_may_fail(retired: bool) -> None:
+    def closed(_page: int) -> None:
+        raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+
+    async def run() -> None:
+        keeper, runner, _ = make(Keys(["a"], closed))
+        runner.slots[0].retired = retired
+        if retired:
+            await keeper.learn()
+        else:
+            with pytest.raises(sqlite3.ProgrammingError):
+                await keeper.learn()
 
     asyncio.run(run())

@@ -21,7 +21,7 @@ from tickwheel.server.cluster.peer_link import REPLICATE, StreamOpener
 from tickwheel.server.cluster.peer_options import PeerOptions, Tls, dial
 from tickwheel.server.cluster.peer_port import Forwarded, Member
 from tickwheel.server.cluster.peers import FORWARD, GrpcPeers
-from tickwheel.server.cluster.snapshots import DirectoryFiles, Throttle
+from tickwheel.server.cluster.snapshots import Throttle
 from tickwheel.server.errors import (
     DeadlineExceeded,
     ResourceExhausted,
@@ -238,16 +238,6 @@ async def test_only_some_copies_are_sent_at_a_time(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(ResourceExhausted):
         await snapshots.SnapshotSource(opened).serve(pb.SnapshotRequest(), never)
-
-
-async def test_a_directory_is_a_snapshot(tmp_path: Path) -> None:
-    (tmp_path / "x.db").write_bytes(b"0123456789")
-    closed: list[int] = []
-    made = Files({"x.db": b"0123456789"})
-    files = DirectoryFiles(tmp_path, b"m", tuple(made.files), lambda: closed.append(1))
-    assert await files.read(0, 3, 4) == b"3456"
-    files.close()
-    assert closed == [1]
 
 
 async def test_a_part_with_a_hole_is_fetched_once_more(tmp_path: Path) -> None:

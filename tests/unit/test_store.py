@@ -13,9 +13,9 @@ from tests.unit.store_samples import DAY_0, NOW, Changed, execution, execution_c
 
 from tickwheel.server.errors import StoreFailed
 from tickwheel.server.model import MS_PER_DAY, ExecutionState, JobRow, JobState, Row
+from tickwheel.server.placement import key_of
 from tickwheel.server.query import Applied, ExecutionQuery, GroupBy, Grouping, JobQuery
 from tickwheel.server.store import ShardStore, StoreOptions, sqlite
-from tickwheel.server.store.history import job_key
 from tickwheel.server.store.threads import attempt
 
 SHARD = 3
@@ -256,13 +256,13 @@ def test_same_hash_is_not_the_same_name(store: ShardStore, monkeypatch: pytest.M
     def colliding(_namespace: str, _name: str) -> int:
         return 7
 
-    monkeypatch.setattr("tickwheel.server.store.shard_store.job_key", colliding)
+    monkeypatch.setattr("tickwheel.server.store.shard_store.key_of", colliding)
     store.flush(Changed(jobs={1: job("a"), 2: job("b"), 3: job("c")}), Applied(1))
     assert store.find([("acme", "b"), ("acme", "x")]) == {("acme", "b"): 2}
 
 
-def test_job_key_never_changes() -> None:
-    assert job_key("acme", "report") == -4034586485906340013  # as `b2sum -l 64` has it
+def test_key_never_changes() -> None:
+    assert key_of("acme", "report") == -4034586485906340013  # as `b2sum -l 64` has it
 
 
 def test_expired_day_comes_back_when_written(store: ShardStore, tmp_path: Path) -> None:
