@@ -45,7 +45,7 @@ def test_few_others_are_taken_for_known() -> None:
     bloom = learnt(known, len(known))
     assert all(bloom.may_hold(key) for key in known)
     wrong = sum(bloom.may_hold(key) for key in keys(20_000, seed=2))
-    assert wrong < 20_000 * 0.015
+    assert wrong <= 20_000 // 200
 
 
 def test_a_full_one_is_made_anew_while_jobs_come() -> None:
@@ -64,4 +64,4 @@ def test_a_full_one_is_made_anew_while_jobs_come() -> None:
     bloom.end()
     assert not bloom.wanting
     assert all(bloom.may_hold(key) for key in [*known, *late])
-    assert sum(bloom.may_hold(key) for key in keys(10_000, seed=4)) < 10_000 * 0.015
+    assert sum(bloom.may_hold(key) for key in keys(10_000, seed=4)) <= 50
