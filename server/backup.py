@@ -62,7 +62,9 @@ PARTIAL: Final = ".{}.partial"
 """Where a backup is made. It begins with a dot, which no name of a backup does."""
 
 BACKUP_POINT: Final = "node/BackupPoint"
-ASK_S: Final = 5.0
+ASK_S: Final = 30.0
+"""The leader's lists' thread, which looks at its files, may be copying a large shard."""
+
 PATIENCE_S: Final = 15.0
 """How long a shard may be without a leader, or its copy not come: longer than a fail-over takes."""
 
