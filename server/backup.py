@@ -189,7 +189,7 @@ class Backups:
         """The shard, if nobody else can have answered for it up to now."""
         slot = self._runner.slots.get(shard)
         if slot is None or not self._runner.may_act(shard):
-            raise NotLeader(f"this node does not lead shard {shard}")
+            raise NotLeader("no node is sure to lead it at this moment")
         return slot
 
     async def _take(self, shard: int, point: Point, directory: Path) -> Part:
