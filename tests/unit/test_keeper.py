@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 from tickwheel.server.codec import encode_status
 from tickwheel.server.config import Config
 from tickwheel.server.errors import ResourceExhausted
-from tickwheel.server.keeper import FIRST_WINDOW_MS, LEARN_PAGE, Keeper
+from tickwheel.server.keeper import FIRST_WINDOW_MS, LEARN_PAGE, LOOK_AGAIN_EVERY, Keeper
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import JobRow, JobState, Ms, Status
 from tickwheel.server.placement import key_of
 from tickwheel.server.query import Applied, Due
-from tickwheel.server.shard import Shard
+from tickwheel.server.shard import Entry, Shard
 from tickwheel.server.slot import Slot
 from tickwheel.server.table import GONE, UNKNOWN, Changes, Table
 
@@ -62,12 +62,18 @@ class FakeRunner:
         self.store_full = False
         self.table_bytes = 0
         self.now_ms = NOW
+        self.admitted: list[list[Ms]] = []
         self.clock = SimpleNamespace(
             now_ms=lambda: self.now_ms, monotonic_ms=lambda: 0, monotonic=lambda: 0.0
         )
 
     async def read(self, work: Callable[[], T]) -> T:
         return work()
+
+    async def admit(self, slot: Slot, entries: list[Entry]) -> bool:
+        assert slot is self.slots[0]
+        self.admitted.append([due_ms for due_ms, _, _ in entries])
+        return True
 
     def touch(self, slot: Slot) -> None:
         assert slot is self.slots[0]
@@ -193,5 +199,22 @@ def test_a_store_that_was_replaced_meanwhile_may_fail(retired: bool) -> None:
         else:
             with pytest.raises(sqlite3.ProgrammingError):
                 await keeper.learn()
+
+    asyncio.run(run())
+
+
+def test_rows_are_read_as_they_come_into_sight_and_now_and_then_all_of_them() -> None:
+    async def run() -> None:
+        keeper, runner, shard = make()
+        for step_ms in range(-500, 4_000, 500):
+            shard.wheel.add(NOW + step_ms, step_ms + 1_000, 1)
+        sight_ms = keeper.config.prefetch_ms
+        assert sight_ms == 2_000
+        for _ in range(LOOK_AGAIN_EVERY):
+            await keeper.read_ahead()
+            runner.now_ms += 500
+        in_sight = [NOW + ms for ms in (500, 1_000, 1_500, 2_000)]
+        again = [NOW + ms for ms in (2_000, 2_500, 3_000, 3_500)]
+        assert runner.admitted == [in_sight, [NOW + 2_500], [NOW + 3_000], again]
 
     asyncio.run(run())
