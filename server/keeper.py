@@ -28,7 +28,7 @@ from tickwheel.server.shard import Entry
 from tickwheel.server.slot import Slot
 from tickwheel.server.spec import decode_spec
 from tickwheel.server.store import ShardStore
-from tickwheel.server.table import GONE, Changes, Table
+from tickwheel.server.table import GONE, Changes
 
 log = get_logger(__name__)
 
@@ -264,15 +264,15 @@ class Keeper:
         """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
         async with self._flush_lock:
             now_ms = self._runner.clock.now_ms()
-            await self._flush_those(lambda table: table.frozen is not None)
+            await self._flush_those(lambda slot: slot.shard.table.frozen is not None)
             if not self._runner.store_full:
-                await self._flush_those(lambda table: bool(table.active))
+                await self._flush_those(_has_news)
             if not self._runner.store_full:
                 self.flushed_ms = now_ms
 
-    async def _flush_those(self, wanted: Callable[[Table], bool]) -> None:
+    async def _flush_those(self, wanted: Callable[[Slot], bool]) -> None:
         """First what an earlier flush could not write, then what is new: so that after a flush the store has it all."""
-        slots = [slot for slot in self._slots.values() if wanted(slot.shard.table)]
+        slots = [slot for slot in self._slots.values() if wanted(slot)]
         for at in range(0, len(slots), SHARDS_PER_FLUSH):
             there = [slot for slot in slots[at : at + SHARDS_PER_FLUSH] if not slot.retired]
             await self._flush_some(there)
@@ -366,6 +366,11 @@ class Keeper:
                 reason="STORE_FULL",
             )
         return now_ms
+
+
+def _has_news(slot: Slot) -> bool:
+    """True while the store lags behind the log, be it by entries that changed no row: a copy of it says how far it is."""
+    return bool(slot.shard.table.active) or slot.store.applied.index < slot.applied
 
 
 def _trim(slot: Slot, rows: list[Row], now_ms: Ms) -> None:
