@@ -40,14 +40,21 @@ class ClusterWeather:
     troubles: int
     replace_ms: int
     min_copies: int
+    pace: int
+    quiet_s: float
     network: NetworkWeather
     etcd: EtcdWeather
 
 
 def draw_cluster_weather(rng: Random) -> ClusterWeather:
-    """One seed in eight is calm: what it finds needs no excuse."""
+    """One seed in eight is calm: what it finds needs no excuse.
+
+    In three of four seeds the nodes look at their timers more seldom, and the end is short: what they do then is mostly
+    nothing, and costs half of the time.
+    """
+    thorough = rng.random() < 0.25
     return ClusterWeather(
-        nodes=rng.choice((3, 3, 3, 3, 3, 3, 1, 2, 4, 5)),
+        nodes=rng.choice((3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 1, 4, 4, 5)),
         shards=rng.choice((1, 2, 3)),
         wal_s=rng.choice((0.0, 0.002, 0.008, 0.03)),
         store_s=rng.choice((0.0, 0.002, 0.02)),
@@ -60,6 +67,8 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         troubles=rng.choice((0, 1, 1, 1, 2, 2, 2, 2)),
         replace_ms=rng.choice((2_000, 300_000)),
         min_copies=rng.choice((1, 2)),
+        pace=1 if thorough else 4,
+        quiet_s=22.0 if thorough else 10.0,
         network=NetworkWeather(
             delay_s=rng.choice(((0.000_2, 0.001), (0.001, 0.01), (0.001, 0.08))),
             loss=rng.choice((0.0, 0.0, 0.001, 0.01)),

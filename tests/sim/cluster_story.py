@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 from tests.sim.cluster_door import ClusterUsers, Door
 from tests.sim.cluster_faults import Trouble
@@ -26,7 +27,8 @@ from tests.sim.lives import LIFE
 from tests.sim.mirror import check_flushed
 from tests.sim.users import NAMESPACE
 
-from tickwheel.server import codec
+from tickwheel.server import codec, handover, keeper
+from tickwheel.server.cluster import host
 from tickwheel.server.errors import Fatal, NotFound, TickwheelError
 from tickwheel.server.model import Execution, JobState, Ms
 from tickwheel.server.node import Node
@@ -38,7 +40,6 @@ ACT_S = (4.0, 12.0)
 FOUNDED_S = 60.0
 WHOLE_S = 10.0
 CALM_S = 1.5
-QUIET_S = 22.0
 MARGIN_MS = 8_000
 STUCK_MS = 10_000
 CHECK_EVERY_S = 0.9
@@ -69,7 +70,7 @@ def run_cluster_seed(seed: int) -> ClusterVerdict:
 
 def _run(seed: int, scratch: Path) -> ClusterVerdict:
     world = ClusterWorld(seed, scratch)
-    with _listening(world):
+    with _listening(world), _paced(world.weather.pace):
         try:
             world.loop.live(_story(world))
         except _Over:
@@ -82,15 +83,37 @@ def _run(seed: int, scratch: Path) -> ClusterVerdict:
 @contextmanager
 def _silently() -> Generator[None, None, None]:
     """Coroutines of dead lives are freed at the end, and what their `finally` complains of concerns nobody."""
-    hook = sys.unraisablehook
+    hook, last_resort = sys.unraisablehook, logging.lastResort
     sys.unraisablehook = lambda _: None
+    logging.lastResort = logging.NullHandler()
+    _freeze()
+    gc.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             yield
             gc.collect()
     finally:
-        sys.unraisablehook = hook
+        gc.enable()
+        sys.unraisablehook, logging.lastResort = hook, last_resort
+
+
+@contextmanager
+def _paced(pace: int) -> Generator[None, None, None]:
+    """Nodes look so many times more seldom whether something is to be done."""
+    with (
+        patch.object(host, "TICK_S", host.TICK_S * pace),
+        patch.object(keeper, "READ_AHEAD_EVERY_MS", keeper.READ_AHEAD_EVERY_MS * pace),
+        patch.object(handover, "LOOK_S", handover.LOOK_S * pace),
+    ):
+        yield
+
+
+@cache
+def _freeze() -> None:
+    """The program itself need not be looked through again after each seed."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Over(Exception):
@@ -237,7 +260,7 @@ async def _end(world: ClusterWorld) -> None:
     for promise in list(world.ledger.promises.values()):
         if promise.name in world.ledger.pauses and world.ledger.is_firm(promise.uid):
             await users.resume(promise)
-    await _watch(world, QUIET_S + _ahead_s(world))
+    await _watch(world, world.weather.quiet_s + _ahead_s(world))
     await _until_whole(world, 0.0)
     await _compare(world, door)
     world.closing = True
