@@ -217,6 +217,10 @@ class ClusterWorld:
 
     # --- observation ---
 
+    def latest_ms(self) -> Ms:
+        """What the clock says that is furthest ahead of those by which jobs are decided."""
+        return max(node.clock.now_ms() for node in self.nodes)
+
     def unhandled_since_ms(self) -> Ms:
         """What fell due from here on may not be handled yet: a shard may have been without a leader for long."""
         return self.clock.now_ms() - UNHANDLED_MS

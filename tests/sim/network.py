@@ -344,7 +344,7 @@ class SimPeers:
 
         serving = asyncio.get_running_loop().create_task(serve())
         try:
-            while (piece := await pieces.get()) is not None:
+            while (piece := await self._piece(pieces, address, target)) is not None:
                 await self._travel(address, self.address)
                 lost = self.network.rng.random() < self.network.weather.loss
                 if lost or self.network.at(address) is not target:
@@ -354,6 +354,17 @@ class SimPeers:
         finally:
             serving.cancel()
             serving.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _piece(
+        self, pieces: "asyncio.Queue[bytes | None]", address: str, target: "SimPeers"
+    ) -> bytes | None:
+        while True:
+            try:
+                async with asyncio.timeout(self.network.weather.keepalive_s):
+                    return await pieces.get()
+            except TimeoutError:
+                if self.network.at(address) is not target:
+                    raise ConnectionError("the process there ended") from None
 
 
 class _Lane:

@@ -172,7 +172,7 @@ class Users:
         if isinstance(reply, JobView):
             self._world.marks["resumed"] += 1
             if asked == len(pauses):
-                end_ms = self._world.clock.now_ms()
+                end_ms = self._world.latest_ms()
                 pauses[:] = [(start, min(end, end_ms)) for start, end in pauses]
 
     # --- running by hand ---

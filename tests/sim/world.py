@@ -275,6 +275,10 @@ class World:
             keep_main = not power or self.rng.random() < 0.5
             store.crash(keep_main=keep_main, keep_history=keep_main or self.rng.random() < 0.5)
 
+    def latest_ms(self) -> Ms:
+        """What the clock says that is furthest ahead of those by which jobs are decided."""
+        return self.clock.now_ms()
+
     def unhandled_since_ms(self) -> Ms:
         """What fell due from here on may not be handled yet: a moment ago; soon after a start, since a life that caught up."""
         if self.loop.now_s - self.now_s < CATCH_UP_S:
