@@ -62,9 +62,9 @@ class ClusterVerdict:
     trace: str = field(repr=False)
 
 
-def run_cluster_seed(seed: int) -> ClusterVerdict:
-    """Live through one seed."""
-    with make_scratch() as scratch, _silently():
+def run_cluster_seed(seed: int, *, collect: bool = True) -> ClusterVerdict:
+    """Live through one seed. Without `collect` what it leaves in memory, some megabytes, is left there."""
+    with make_scratch() as scratch, _silently(collect=collect):
         return _run(seed, Path(scratch))
 
 
@@ -81,7 +81,7 @@ def _run(seed: int, scratch: Path) -> ClusterVerdict:
 
 
 @contextmanager
-def _silently() -> Generator[None, None, None]:
+def _silently(*, collect: bool) -> Generator[None, None, None]:
     """Coroutines of dead lives are freed at the end, and what their `finally` complains of concerns nobody."""
     hook, last_resort = sys.unraisablehook, logging.lastResort
     sys.unraisablehook = lambda _: None
@@ -92,9 +92,11 @@ def _silently() -> Generator[None, None, None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             yield
-            gc.collect()
+            if collect:
+                gc.collect()
     finally:
-        gc.enable()
+        if collect:
+            gc.enable()
         sys.unraisablehook, logging.lastResort = hook, last_resort
 
 

@@ -41,12 +41,16 @@ WINDOW_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class NetworkWeather:
-    """How good the network is. Delays in seconds, each drawn between the two; `loss` is of 1, for each frame."""
+    """How good the network is. Delays in seconds, each drawn between the two; `loss` is of 1, for each frame.
+
+    `copy_bytes_s` is the most that a node sends of snapshots; 0: as much as it can.
+    """
 
     delay_s: tuple[float, float] = (0.000_2, 0.002)
     loss: float = 0.0
     keepalive_s: float = 6.0
     call_wait_s: float = 1.0
+    copy_bytes_s: int = 0
 
 
 class SimNetwork:
@@ -155,7 +159,7 @@ class SimPeers:
         self.admission = Admission(me)
         self.session = 0
         self.closed = False
-        self._source = SnapshotSource(owner.open_snapshot)
+        self._source = SnapshotSource(owner.open_snapshot, network.weather.copy_bytes_s)
         self._stream = 0
         self._members: dict[NodeId, Member] = {}
         self._links: dict[NodeId, tuple[str, _Lane, _Lane]] = {}
