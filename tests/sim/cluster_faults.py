@@ -56,7 +56,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
     thorough = rng.random() < 0.25
     return ClusterWeather(
         nodes=rng.choice((3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 1, 4, 4, 5)),
-        shards=rng.choice((1, 2, 3)),
+        shards=rng.choice((1, 1, 2, 2, 3)),
         wal_s=rng.choice((0.0, 0.002, 0.008, 0.03)),
         store_s=rng.choice((0.0, 0.002, 0.02)),
         segment_bytes=rng.choice((32, 64)) * KIB,
@@ -70,7 +70,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         replace_ms=rng.choice((2_000, 300_000)),
         min_copies=rng.choice((1, 2)),
         pace=1 if thorough else 4,
-        quiet_s=22.0 if thorough else 10.0,
+        quiet_s=22.0 if thorough else 8.0,
         network=NetworkWeather(
             delay_s=rng.choice(((0.000_2, 0.001), (0.001, 0.01), (0.001, 0.08))),
             loss=rng.choice((0.0, 0.0, 0.001, 0.01)),
