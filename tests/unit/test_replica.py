@@ -385,6 +385,30 @@ def test_a_peer_that_is_too_far_behind_takes_a_snapshot() -> None:
     assert (c.commit, c.applied_index) == (4, 4)
 
 
+def test_a_snapshot_that_is_acked_into_the_void_is_acked_again_when_the_way_is_open() -> None:
+    """The way from the leader stands, so it offered the copy; the way back is made a moment later."""
+    group = far_ahead()
+    leader, c = group["a"], group["c"]
+    c.receive("a", append(1, (0, 0)), 0)
+    assert c.installing(4)
+    c.snapshot_installed(4, 1)
+    synced(c)  # and nobody hears it
+    assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
+    c.connected("b")
+    assert said(c) == []
+    c.connected("a")
+    group.deliver("c", said(c), 0)
+    group.run()
+    assert peer_of(leader, "c")[0] is Pace.STREAM
+
+
+def test_what_is_said_again_does_not_take_the_place_of_what_is_new() -> None:
+    b = replica("b", 1)
+    b.receive("a", append(1, (1, 1), *entries(1, start=2)), 0)
+    b.connected("a")
+    assert said(b) == [("a", Acked(SHARD, 1, 2))]
+
+
 def test_a_snapshot_that_never_came_is_wanted_again() -> None:
     group = far_ahead()
     leader = group["a"]
