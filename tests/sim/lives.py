@@ -95,7 +95,8 @@ class _Handle:
     def __init__(
         self, callback: Any, args: Any, context: Context | None, when_s: float = 0.0
     ) -> None:
-        self.callback, self.args = callback, args
+        self.callback: Any = callback
+        self.args: Any = args
         self.context = copy_context() if context is None else context
         self.life: Life | None = self.context.get(LIFE)
         self.gone = False
