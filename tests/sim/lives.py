@@ -29,7 +29,7 @@ class Life:
         self.name = name
         self.alive = True
         self.paused = False
-        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.tasks: list[asyncio.Task[Any]] = []
         self._loop = loop
         self._held: list[_Handle] = []
         self._context = copy_context()
@@ -59,10 +59,6 @@ class Life:
 
         self.spawn(work).add_done_callback(answered)
         return await answer
-
-    def forget(self, task: asyncio.Task[Any]) -> None:
-        """It is done."""
-        self.tasks.pop(task, None)
 
     def end(self) -> None:
         """Nothing of it runs any more."""
@@ -132,8 +128,7 @@ class LifeLoop(VirtualLoop):
         context: Context | None = options.get("context")
         life = LIFE.get() if context is None else context.get(LIFE)
         if life is not None:
-            life.tasks[task] = None
-            task.add_done_callback(life.forget)
+            life.tasks.append(task)
         return task
 
     def call_soon(  # type: ignore[override]
