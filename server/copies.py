@@ -8,6 +8,7 @@
 Must never import: the doors.
 """
 
+import asyncio
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Final, Protocol
 
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.peer_port import Peers, SnapshotFile
-from tickwheel.server.errors import FailedPrecondition, Fatal, TickwheelError
+from tickwheel.server.errors import FailedPrecondition, Fatal, TickwheelError, Unavailable
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
@@ -166,6 +167,7 @@ class Copies:
         self._reopen = reopen
         self._taking: set[int] = set()
         self._offered: dict[int, NodeId] = {}  # bounded: by the number of shards
+        self._fetching: set[asyncio.Future[bytes]] = set()  # bounded: by AT_A_TIME
         self._stopped = False
         self.peers: Peers
 
@@ -201,9 +203,11 @@ class Copies:
         self._take_next()
 
     def stop(self) -> None:
-        """Begin no more: the node is stopping."""
+        """Begin no more, and let go what would take long: the node is stopping."""
         self._stopped = True
         self._offered.clear()
+        for fetching in self._fetching:
+            fetching.cancel()
 
     def _take_next(self) -> None:
         """A few at a time; the others wait here, for they are offered again only after half a minute."""
@@ -216,7 +220,7 @@ class Copies:
         query = self._runner.store.query
         try:
             directory = await query(partial(self._shelves.stage, shard))
-            manifest = await self.peers.fetch_snapshot(leader, shard, directory)
+            manifest = await self._fetch(shard, leader, directory)
             snapshot = Snapshot.from_json(manifest)
             await in_turns(query, self._shelves.verifying(directory, snapshot))
             await self._put(shard, directory, snapshot)
@@ -227,6 +231,19 @@ class Copies:
         finally:
             self._taking.discard(shard)
             self._take_next()
+
+    async def _fetch(self, shard: int, leader: NodeId, directory: Path) -> bytes:
+        """Raises Unavailable if the node stops meanwhile: a copy may take hours, or its leader may have fallen silent."""
+        fetching = asyncio.ensure_future(self.peers.fetch_snapshot(leader, shard, directory))
+        self._fetching.add(fetching)
+        try:
+            return await fetching
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+            raise Unavailable("this node is stopping", reason="STOPPING") from None
+        finally:
+            self._fetching.discard(fetching)
 
     async def _put(self, shard: int, directory: Path, snapshot: Snapshot) -> None:
         """Let the copy take the store's place. Nothing is applied meanwhile."""

@@ -236,8 +236,15 @@ class Election:
         """What the shard's replica found out."""
         if isinstance(event, FenceFailed | Released) and self.stopped:
             self._last_word(number, released=isinstance(event, Released))
+        elif isinstance(event, FenceFailed) and self._may_give_up(number, event.epoch):
+            self._run(number, self._give_up(number, released=False))
         else:
             self.consider(number)
+
+    def _may_give_up(self, number: int, epoch: int) -> bool:
+        """A replica that takes a copy just now fails without ever having begun: told to lead again, it would fail again."""
+        seen = self._view.shards.get(number)
+        return seen is not None and seen.record.epoch == epoch and number not in self._busy
 
     def _last_word(self, number: int, *, released: bool) -> None:
         """While the node stops, records are not looked at any more, but what it leads is still given up."""

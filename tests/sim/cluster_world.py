@@ -207,6 +207,7 @@ class ClusterWorld:
         for node in self.nodes:
             node.resume()
             node.disk.left = None
+            node.stall_s = 0.0
             node.disk.fail_sync_at = node.disk.cut_at = 0
             node.kept_down, node.struck = 0, False
             self._restart(node)

@@ -369,6 +369,19 @@ def test_a_leadership_that_found_no_quorum_is_given_up_and_left_to_others() -> N
     story(ALL, tell)
 
 
+def test_one_that_takes_a_copy_when_it_has_won_gives_up_and_is_not_told_in_circles() -> None:
+    """Its replica fails at once and has begun no epoch; told again in the same turn, the node would stand still."""
+
+    async def tell(world: World) -> None:
+        world[FIRST].replica.takes_a_copy = True
+        await world.place(FREE)
+        record = await world.led_by(SECOND)
+        assert (record.epoch, record.released) == (2, False)
+        assert len(world[FIRST].replica.told) == 1
+
+    story(ALL, tell)
+
+
 def test_and_it_stays_away_for_a_while() -> None:
     async def tell(world: World) -> None:
         world[A].replica.fails = True
