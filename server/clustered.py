@@ -159,8 +159,8 @@ class ClusterNode:
         )
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
-        gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
-        metrics.watch_more(gauges.present, gauges.totals)
+        self.gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
+        metrics.watch_more(self.gauges.present, self.gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.peers: Peers
         self.control: Control
@@ -183,6 +183,7 @@ class ClusterNode:
             me, cluster.meta, self.view, self.host, etcd=cluster.etcd, peers=self.peers,
             clock=self._clock, led=self._led,
         )  # fmt: skip
+        self.gauges.forwarded = lambda: self.control.forwarded
         self._member = Member(
             cluster.myself, cluster.meta, cluster.etcd, self.view, election=self.election,
             peers=self.peers, tasks=self.tasks, hold=self._hold,

@@ -33,7 +33,7 @@ from tickwheel.server.errors import (
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.model import Ms
-from tickwheel.server.topology import NodeInfo, ShardInfo, Standing, Topology
+from tickwheel.server.topology import SCATTER, NodeInfo, ShardInfo, Standing, Topology
 
 log = get_logger(__name__)
 
@@ -66,6 +66,9 @@ class Control:
         self._clock = clock
         self._led = led
         self._news = asyncio.Event()
+        self._shown: Topology | None = None
+        self.forwarded = 0
+        """Calls that another node was asked to answer, but for its part of a list."""
 
     # --- the map ---
 
@@ -76,6 +79,7 @@ class Control:
 
     def changed(self) -> None:
         """The view is not what it was."""
+        self._shown = None
         news, self._news = self._news, asyncio.Event()
         news.set()
 
@@ -117,7 +121,9 @@ class Control:
         shown: Topology | None = None
         while True:
             news = self._news
-            found = self.topology()
+            if self._shown is None:
+                self._shown = self.topology()
+            found = self._shown
             # A shard that begins to be served here is news, too, though nothing is written for it.
             changed = shown is not None and replace(found, read_ms=shown.read_ms) != shown
             if changed or found.revision > after_revision:
@@ -151,6 +157,7 @@ class Control:
 
     async def forward(self, node: NodeId, method: str, request: bytes) -> bytes:
         """Have another node answer."""
+        self.forwarded += not method.startswith(SCATTER)
         return await self._peers.forward(node, method, request, FORWARD_S)
 
     # --- changes ---

@@ -22,6 +22,7 @@ class Gauges:
     def __init__(
         self, view: View, host: Host, election: Election, differing: Callable[[], int]
     ) -> None:
+        self.forwarded: Callable[[], int] = lambda: 0
         self._differing = differing
         self._view = view
         self._host = host
@@ -54,6 +55,7 @@ class Gauges:
             ("cluster_leaderships", "Leaderships begun.", host.leaderships),
             ("cluster_leaderships_ended", "Leaderships ended.", host.leaderships_ended),
             ("cluster_replicas_differing", "Comparisons that failed.", self._differing()),
+            ("cluster_calls_forwarded", "Calls passed on to a leader.", self.forwarded()),
             ("cluster_messages_ignored", "Messages that said nothing new.", ignored),
         )
 
