@@ -116,6 +116,8 @@ def test_who_leads() -> None:
         assert world.control.others() == (B,)
         assert world.control.led() == (0,)
         assert await world.control.forward(B, "m", b"xx") == b"b m 2 30"
+        await world.control.forward(B, "scatter/ListJobs", b"")
+        assert world.control.forwarded == 1, "a part of a list is not passed on"
 
     run(story())
 
