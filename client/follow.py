@@ -1,19 +1,19 @@
-"""Learns who leads which shard, and keeps connections to the leaders, so that a call needs no second hop.
+"""Learns who leads which shard, and keeps connections to the nodes, so that a call needs no second hop.
 
-    a few calls were made ──► WatchCluster at any node ──► the map ──► connect to each leader ──► ask who it is
+    a few calls were made ──► WatchCluster at any node ──► the map ──► connect to each node ──► ask who it is
                                    ▲   │ ended, failed, 20 s over                                 │ the same cluster
                                    ╰───╯ next node, after a pause                                 ▼
     a call for one job ──► its shard's leader, if that is connected and was asked; otherwise any node, which passes it on
 
 What holds:
 
-- Nobody ever waits for this. A leader that is not connected at this moment is not called: the call goes where it would
-  go without a map. So is a leader that did not answer, until it was asked again.
+- Nobody ever waits for this. While a leader is not connected, or after it did not answer and until it was asked again, a
+  call goes where it would go without a map.
 - An address that a map names is called only after it said that it is of that cluster: behind a tunnel, or in another
   network, the same address may be somebody else's.
 - A server that is older than the map, that runs alone, or that has too many watchers, costs a question now and then.
 
-Everything is bounded: the size of a map, the leaders, how often anyone is asked. All pauses are drawn, so that a
+Everything is bounded: the size of a map, the nodes, how often anyone is asked. All pauses are drawn, so that a
 thousand clients of one server do not come back in one moment.
 """
 
@@ -63,7 +63,7 @@ class Links(Protocol):
         ...
 
     def keep(self, addresses: Collection[str]) -> None:
-        """Of leaders' connections only those are needed from now on."""
+        """Of the connections to nodes only those are needed from now on."""
         ...
 
     @property
@@ -81,7 +81,7 @@ class _End(Enum):
     FULL = "the node has enough watchers"
 
 
-class _Leader:
+class _Node:
     """What is known of an address that a map names."""
 
     __slots__ = ("asking", "failures", "usable")
@@ -100,7 +100,7 @@ class Follower:
         self._links = links
         self._metadata = tuple(metadata)
         self._calls = 0
-        self._leaders: dict[str, _Leader] = {}  # bounded: by the map's leaders
+        self._nodes: dict[str, _Node] = {}  # bounded: by the map's nodes
         self._learning: asyncio.Task[None] | None = None
         self._told_by = ""
         self._hint = asyncio.Event()
@@ -122,9 +122,9 @@ class Follower:
         return address if address and self.link(address) is not None else ""
 
     def link(self, address: str) -> Link | None:
-        """The connection to a leader, if it can be used right now."""
-        leader = self._leaders.get(address)
-        if leader is None or not leader.usable:
+        """The connection to a node, if it can be used right now."""
+        node = self._nodes.get(address)
+        if node is None or not node.usable:
             return None
         link = self._links.link(address)
         if link.channel.get_state() is not _READY:
@@ -133,7 +133,7 @@ class Follower:
         return link
 
     def failed(self, address: str, error: TickwheelError) -> None:
-        """A call to that address failed. A leader that is gone, silent or not ready is asked before it is called again."""
+        """A call to that address failed. A leader that is gone, silent or not ready is asked who it is before the next."""
         if isinstance(error, Unavailable | DeadlineExceeded):
             self._doubt(address)
             if address == self._told_by:
@@ -141,18 +141,18 @@ class Follower:
 
     @property
     def usable(self) -> tuple[str, ...]:
-        """Leaders that can be asked for anything, should all of the client's own addresses be gone."""
-        return tuple(address for address, leader in self._leaders.items() if leader.usable)
+        """Nodes that can be asked for anything, should all of the client's own addresses be gone."""
+        return tuple(address for address, node in self._nodes.items() if node.usable)
 
     async def stop(self) -> None:
         """Learn no more, know nothing."""
-        asking = [leader.asking for leader in self._leaders.values()]
+        asking = [node.asking for node in self._nodes.values()]
         tasks = [task for task in (self._learning, *asking) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.map = None
-        self._leaders.clear()
+        self._nodes.clear()
 
     # --- the map ---
 
@@ -226,37 +226,37 @@ class Follower:
         return _End.FULL
 
     def _take(self, found: ShardMap | None) -> None:
-        """Know this from now on: ask leaders that are new who they are, drop those that lead no more."""
+        """Know this from now on: ask nodes that are new who they are, drop those that are gone."""
         strangers = self.map is not None and (found is None or found.cluster != self.map.cluster)
         self.map = found
-        wanted = found.addresses if found is not None else ()
-        for address in [a for a in self._leaders if strangers or a not in wanted]:
-            leader = self._leaders.pop(address)
-            if leader.asking is not None:
-                leader.asking.cancel()
+        wanted = found.nodes if found is not None else ()
+        for address in [a for a in self._nodes if strangers or a not in wanted]:
+            node = self._nodes.pop(address)
+            if node.asking is not None:
+                node.asking.cancel()
         self._links.keep((*wanted, self._told_by))
         for address in wanted:
-            if address not in self._leaders:
-                self._leaders[address] = _Leader()
+            if address not in self._nodes:
+                self._nodes[address] = _Node()
                 self._ask_later(address)
 
-    # --- leaders ---
+    # --- nodes ---
 
     def _doubt(self, address: str) -> None:
-        leader = self._leaders.get(address)
-        if leader is not None and leader.usable:
-            leader.usable = False
-            leader.failures += 1
+        node = self._nodes.get(address)
+        if node is not None and node.usable:
+            node.usable = False
+            node.failures += 1
             self._ask_later(address)
 
     def _ask_later(self, address: str) -> None:
-        leader = self._leaders[address]
-        leader.asking = asyncio.get_running_loop().create_task(self._ask(address, leader))
+        node = self._nodes[address]
+        node.asking = asyncio.get_running_loop().create_task(self._ask(address, node))
 
-    async def _ask(self, address: str, leader: _Leader) -> None:
-        """Connect to a leader and hear which cluster it is of, as often as it takes."""
+    async def _ask(self, address: str, node: _Node) -> None:
+        """Connect to a node and hear which cluster it is of, as often as it takes."""
         while True:
-            await asyncio.sleep(backoff_s(leader.failures) if leader.failures else 0)
+            await asyncio.sleep(backoff_s(node.failures) if node.failures else 0)
             try:
                 link = self._links.link(address)
                 await link.connect(CONNECT_TIMEOUT_S)
@@ -264,12 +264,12 @@ class Follower:
                     GetClusterRequest(), timeout=ASK_S, metadata=self._metadata
                 )
             except (grpc.aio.AioRpcError, TickwheelError):
-                leader.failures += 1
+                node.failures += 1
                 continue
             if self.map is not None and shown.uid == self.map.cluster:
-                leader.usable, leader.failures = True, 0
+                node.usable, node.failures = True, 0
                 return
-            leader.failures += 1
+            node.failures += 1
 
 
 def drawn(seconds: float) -> float:

@@ -10,8 +10,10 @@ sides as much as ten creates. The others wait for an answer, 20 ms at most while
 load. A create whose item failed in a way that a repeat mends goes back into the queue until its deadline; its request_id
 makes that safe.
 
-Where the leaders of the shards are known (`follow`), each leader has such a lane of its own, and what has none goes to
-any node by another: nobody has to part a batch and pass it on.
+Where the leaders of the shards are known (`follow`), a call is one to each leader, side by side, and nobody has to part
+the batch and pass it on. Their answers are told together, unless one of them takes long: who was answered makes the next
+creates, and these are to travel together again; and a further call is worth it for as many more creates. (A queue for
+each leader was tried: batches became small, and the nodes' CPU a create twice as much.)
 
 Runs on one event loop. `put` alone may be called from other threads, through `put_threadsafe`.
 """
@@ -19,6 +21,7 @@ Runs on one event loop. `put` alone may be called from other threads, through `p
 import asyncio
 import concurrent.futures
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -40,6 +43,9 @@ WORTH_A_CALL: Final = 0.5
 """Creates that wait, in proportion to those under way: with fewer no further call leaves yet."""
 HELD_BACK_S_MAX: Final = 0.02
 """How long they wait for more of them at most, while a call is free."""
+TOGETHER_S: Final = (0.02, 0.25)
+"""What one leader answered waits for the others as long again as it took itself, within these bounds."""
+
 BATCH_JOBS_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 1024 * 1024
 
@@ -65,105 +71,41 @@ class Waiting:
 
 
 class Gatherer:
-    """Gathers creates of one namespace into BatchCreateJobs, by leader where the leaders are known."""
+    """Gathers creates of one namespace into BatchCreateJobs."""
 
     def __init__(self, links: Links, namespace: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.parent = f"namespaces/{namespace}"
-        self.links = links
-        self.loop = loop
+        self._links = links
         self._namespace = namespace
-        self._arrived: deque[Waiting] = deque()
-        self._lanes: dict[str, Lane] = {}  # bounded: by the leaders of the map, and any node
+        self._parent = f"namespaces/{namespace}"
+        self._loop = loop
+        self._waiting: deque[Waiting] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._carried = 0
+        self._width = 1  # calls that the last batch was: one a leader
+        self._patience: asyncio.TimerHandle | None = None
+        self._impatient = False
         self._pausing: dict[int, Waiting] = {}
         self._woken = False
 
     def put(self, item: Waiting) -> None:
         """Queue a create; it leaves at the end of this turn of the loop if a call is free."""
-        self._arrived.append(item)
+        self._waiting.append(item)
         if not self._woken:
             self._woken = True
-            self.loop.call_soon(self._send)
+            self._loop.call_soon(self._send)
 
     def put_threadsafe(self, item: Waiting) -> None:
         """`put` from another thread; the loop is woken once for all that came meanwhile."""
-        self._arrived.append(item)
+        self._waiting.append(item)
         if not self._woken:
             self._woken = True
-            self.loop.call_soon_threadsafe(self._send)
+            self._loop.call_soon_threadsafe(self._send)
 
     def _send(self) -> None:
-        """Sort what arrived, then let every lane send what is worth a call."""
         self._woken = False
-        while self._arrived:
-            item = self._arrived.popleft()
-            self._lane(self._leader_of(item)).waiting.append(item)
-        for leader, lane in list(self._lanes.items()):
-            if lane.waiting:
-                lane.send()
-            elif lane.idle and leader:
-                del self._lanes[leader]
-
-    def _leader_of(self, item: Waiting) -> str:
-        if not self.links.follows:
-            return ""
-        return self.links.leader_of(key_of_create(self._namespace, item.request))
-
-    def _lane(self, leader: str) -> "Lane":
-        lane = self._lanes.get(leader)
-        if lane is None:
-            lane = self._lanes[leader] = Lane(self, leader)
-        return lane
-
-    def again_or_refuse(self, item: Waiting, error: TickwheelError) -> None:
-        """Queue a create that failed once more, after a pause, if that may help and its time is not over."""
-        if not may_repeat(error, repeatable=True):
-            item.refuse(error)
-            return
-        item.failures += 1
-        pause_s = self.links.pause_s(error, item.failures)
-        if self.loop.time() + pause_s >= item.deadline:
-            item.refuse(error)
-        else:
-            self._pausing[id(item)] = item
-            self.loop.call_later(pause_s, self._rested, item)
-
-    def _rested(self, item: Waiting) -> None:
-        if self._pausing.pop(id(item), None) is not None:
-            self.put(item)
-
-    async def close(self) -> None:
-        """End the calls under way; every create that still waits is refused."""
-        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
-        for item in (*self._arrived, *self._pausing.values()):
-            item.refuse(closed())
-        self._arrived.clear()
-        self._pausing.clear()
-
-
-class Lane:
-    """The creates of one leader's shards, or, without one, of any."""
-
-    def __init__(self, gatherer: Gatherer, leader: str) -> None:
-        self.waiting: deque[Waiting] = deque()
-        self._gatherer = gatherer
-        self._links = gatherer.links
-        self._loop = gatherer.loop
-        self._leader = leader
-        self._calls: set[asyncio.Task[None]] = set()
-        self._carried = 0
-        self._patience: asyncio.TimerHandle | None = None
-        self._impatient = False
-
-    @property
-    def idle(self) -> bool:
-        """True while nothing is under way."""
-        return not self._calls and not self.waiting
-
-    def send(self) -> None:
-        """Begin as many calls as are free and worth it."""
-        while self.waiting and len(self._calls) < CALLS_MAX:
-            worth = min(self._carried * WORTH_A_CALL, BATCH_JOBS_MAX)
-            if len(self.waiting) < worth and not self._impatient:
+        while self._waiting and len(self._calls) < CALLS_MAX:
+            worth = min(self._carried * WORTH_A_CALL * self._width, BATCH_JOBS_MAX)
+            if len(self._waiting) < worth and not self._impatient:
                 self._held_back()
                 return
             self._start(self._take())
@@ -174,13 +116,15 @@ class Lane:
         self._carried += len(batch)
         call = self._loop.create_task(self._carry(batch))
         self._calls.add(call)
-        call.add_done_callback(partial(self._ended, count=len(batch)))
+        call.add_done_callback(partial(self._ended, batch=batch))
 
-    def _ended(self, call: asyncio.Task[None], *, count: int) -> None:
+    def _ended(self, call: asyncio.Task[None], *, batch: list[Waiting]) -> None:
         self._calls.discard(call)
-        self._carried -= count
-        if self.waiting:
-            self.send()
+        self._carried -= len(batch)
+        if call.cancelled():  # maybe before it began
+            _refuse_all(batch)
+        if self._waiting:
+            self._send()
 
     def _held_back(self) -> None:
         """Too few wait for a call of their own: they are not to wait long for one that takes long."""
@@ -189,47 +133,82 @@ class Lane:
 
     def _run_out(self) -> None:
         self._patience, self._impatient = None, True
-        self.send()
+        self._send()
         self._impatient = False
 
     def _take(self) -> list[Waiting]:
         """The oldest creates that fit into one call; those whose time is over are refused on the way."""
         batch: list[Waiting] = []
         size, now = 0, self._loop.time()
-        while self.waiting and len(batch) < BATCH_JOBS_MAX:
-            item = self.waiting[0]
+        while self._waiting and len(batch) < BATCH_JOBS_MAX:
+            item = self._waiting[0]
             if item.made.done() or item.deadline <= now:
-                self.waiting.popleft().refuse(_late())
+                self._waiting.popleft().refuse(_late())
                 continue
             size += item.request.ByteSize()
             if batch and size > BATCH_BYTES_MAX:
                 break
-            batch.append(self.waiting.popleft())
+            batch.append(self._waiting.popleft())
         return batch
 
     async def _carry(self, batch: list[Waiting]) -> None:
+        try:
+            await self._carry_parts(self._by_leader(batch))
+        except BaseException:  # the client is closing, or this file has a fault
+            _refuse_all(batch)  # nobody may wait for ever
+            raise
+
+    async def _carry_parts(self, parts: dict[str, list[Waiting]]) -> None:
+        """One call to each leader, and what came of them: together, but for those that take long."""
+        if len(parts) == 1:
+            ((leader, items),) = parts.items()
+            (await self._part(leader, items))()
+            return
+        sent = [self._loop.create_task(self._part(*part)) for part in parts.items()]
+        low_s, high_s = TOGETHER_S
+        begin_s = self._loop.time()
+        try:
+            await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
+            again_s = min(max(self._loop.time() - begin_s, low_s), high_s)
+            ended, late = await asyncio.wait(sent, timeout=again_s)
+            for part in ended:
+                part.result()()
+            for tell in asyncio.as_completed(late):
+                (await tell)()
+        finally:
+            for part in sent:
+                part.cancel()
+            await asyncio.gather(*sent, return_exceptions=True)
+
+    def _by_leader(self, batch: list[Waiting]) -> dict[str, list[Waiting]]:
+        """The creates that each leader gets; those whose leader is not known go to any node."""
+        if not self._links.follows:
+            self._width = 1
+            return {"": batch}
+        parts: dict[str, list[Waiting]] = {}
+        for item in batch:
+            leader = self._links.leader_of(key_of_create(self._namespace, item.request))
+            parts.setdefault(leader, []).append(item)
+        self._width = len(parts)
+        return parts
+
+    async def _part(self, leader: str, batch: list[Waiting]) -> Callable[[], None]:
+        """One call; what tells those who wait for it how it ended."""
         deadline = min(item.deadline for item in batch)
         request = pb.BatchCreateJobsRequest(
-            parent=self._gatherer.parent, requests=[item.request for item in batch]
+            parent=self._parent, requests=[item.request for item in batch]
         )
         try:
             answer = await self._links.call(
                 lambda stub: stub.BatchCreateJobs,
                 request,
                 timeout_s=max(deadline - self._loop.time(), 0.001),
-                leader=self._leader,
+                leader=leader,
                 count=len(batch),
             )
         except TickwheelError as error:
-            self._failed(batch, error)
-        except (
-            BaseException
-        ):  # the client is closing, or this file has a fault: nobody may wait for ever
-            for item in batch:
-                item.refuse(closed())
-            raise
-        else:
-            self._answered(batch, answer)
+            return partial(self._failed, batch, error)
+        return partial(self._answered, batch, answer)
 
     def _answered(self, batch: list[Waiting], answer: pb.BatchCreateJobsResponse) -> None:
         if len(answer.results) != len(batch):
@@ -243,15 +222,31 @@ class Lane:
             elif kind == "job":
                 item.resolve(handle_of(result.job))
             else:
-                self._gatherer.again_or_refuse(item, from_status(result.error))
+                self._again_or_refuse(item, from_status(result.error))
 
     def _failed(self, batch: list[Waiting], error: TickwheelError) -> None:
         """The whole call failed: its deadline was the oldest create's, so the younger ones may have time left."""
         for item in batch:
             if isinstance(error, DeadlineExceeded) and item.deadline > self._loop.time():
-                self._gatherer.put(item)
+                self.put(item)
             else:
-                self._gatherer.again_or_refuse(item, error)
+                self._again_or_refuse(item, error)
+
+    def _again_or_refuse(self, item: Waiting, error: TickwheelError) -> None:
+        if not may_repeat(error, repeatable=True):
+            item.refuse(error)
+            return
+        item.failures += 1
+        pause_s = self._links.pause_s(error, item.failures)
+        if self._loop.time() + pause_s >= item.deadline:
+            item.refuse(error)
+        else:
+            self._pausing[id(item)] = item
+            self._loop.call_later(pause_s, self._rested, item)
+
+    def _rested(self, item: Waiting) -> None:
+        if self._pausing.pop(id(item), None) is not None:
+            self.put(item)
 
     async def close(self) -> None:
         """End the calls under way; every create that still waits is refused."""
@@ -261,15 +256,21 @@ class Lane:
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        for item in self.waiting:
+        for item in (*self._waiting, *self._pausing.values()):
             item.refuse(closed())
-        self.waiting.clear()
+        self._waiting.clear()
+        self._pausing.clear()
 
 
 def closed() -> Unavailable:
     """What those get who still wait when the client is closed."""
     text = "the client was closed; whether this was done is unknown"
     return Unavailable(text, reason="CLIENT_CLOSED")
+
+
+def _refuse_all(batch: list[Waiting]) -> None:
+    for item in batch:
+        item.refuse(closed())
 
 
 def _late() -> DeadlineExceeded:

@@ -17,7 +17,7 @@ from tickwheel.v1.cluster_service_pb2 import Cluster
 from tickwheel.v1.job_service_pb2 import CreateJobRequest
 
 SHARDS_MAX: Final = 65_536
-LEADERS_MAX: Final = 64
+NODES_MAX: Final = 64
 """Nodes that one client has connections to, beside its own addresses. What others lead goes to any of those."""
 
 _GENERATED_BYTES: Final = 20
@@ -26,16 +26,15 @@ _NAME_PARTS_MIN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ShardMap:
-    """Who led what at a revision of a cluster: the address of each shard's leader, "" where nobody can be told."""
+    """Who led what at a revision of a cluster: the address of each shard's leader, "" where nobody can be told.
+
+    `nodes` are the addresses of all nodes: who leads nothing today may stand in for others tomorrow.
+    """
 
     cluster: str
     revision: int
     leaders: tuple[str, ...]
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Every leader's, once."""
-        return tuple(dict.fromkeys(address for address in self.leaders if address))
+    nodes: tuple[str, ...]
 
     def leader_of(self, key: str) -> str:
         """The address of whoever leads a job's shard; "" if that is not known."""
@@ -52,13 +51,14 @@ def read_map(shown: Cluster, told_by: str) -> ShardMap | None:
     near = _is_near(told_by)
     reachable: dict[str, str] = {}
     for node in shown.nodes:
-        if len(reachable) < LEADERS_MAX and node.alive and _is_callable(node.grpc_address, near):
+        if len(reachable) < NODES_MAX and node.alive and _is_callable(node.grpc_address, near):
             reachable[node.name] = node.grpc_address
     leaders = [""] * shown.shard_count
     for shard in shown.shards:
         if 0 <= shard.number < shown.shard_count:
             leaders[shard.number] = reachable.get(shard.leader, "")
-    return ShardMap(shown.uid, shown.revision, tuple(leaders))
+    nodes = tuple(dict.fromkeys(reachable.values()))
+    return ShardMap(shown.uid, shown.revision, tuple(leaders), nodes)
 
 
 def key_of(name: str) -> str:

@@ -13,7 +13,7 @@ from tests.unit import client_fakes as fakes
 from tickwheel import client
 from tickwheel.client import AsyncClient, Client, follow
 from tickwheel.client.follow import LEARN_AFTER_CALLS
-from tickwheel.client.shards import LEADERS_MAX, ShardMap, key_of, key_of_create, read_map
+from tickwheel.client.shards import NODES_MAX, ShardMap, key_of, key_of_create, read_map
 from tickwheel.server.api import names
 from tickwheel.v1 import cluster_service_pb2 as cs
 from tickwheel.v1 import job_service_pb2 as pb
@@ -42,7 +42,7 @@ def cluster(*addresses: str, leads: Callable[[int], int], revision: int = 1) -> 
 def test_a_jobs_shard_is_that_of_the_contract() -> None:
     leaders = tuple(f"h{n}:1" for n in range(64))
     key = key_of("namespaces/default/jobs/nightly-report")
-    assert ShardMap("c", 1, leaders).leader_of(key) == "h30:1", "the vector of the proto"
+    assert ShardMap("c", 1, leaders, leaders).leader_of(key) == "h30:1", "the vector of the proto"
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_a_create_without_a_name_has_the_one_that_the_server_will_give() -> None
 def test_who_leads_is_found_by_address() -> None:
     shown = cluster("a:1", "b:1", leads=lambda n: n % 2)
     found = read_map(shown, "a:1")
-    assert found == ShardMap("c" * 32, 1, ("a:1", "b:1") * 3)
-    assert found.addresses == ("a:1", "b:1")
+    assert found == ShardMap("c" * 32, 1, ("a:1", "b:1") * 3, ("a:1", "b:1"))
     shown.shards[0].leader = ""
     shown.nodes[1].alive = False
     found = read_map(shown, "a:1")
     assert found is not None
     assert found.leaders == ("", "", "a:1", "", "a:1", "")
+    assert found.nodes == ("a:1",)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_only_addresses_that_may_mean_that_node_here_too(
 ) -> None:
     found = read_map(cluster("x:1", address, leads=lambda _: 1), told_by)
     assert found is not None
-    assert found.addresses == ((address,) if known else ())
+    assert set(found.leaders) == {address if known else ""}
 
 
 def test_maps_of_no_use_or_of_no_measure() -> None:
@@ -117,10 +117,10 @@ def test_maps_of_no_use_or_of_no_measure() -> None:
     wrong.shards.add(number=SHARDS, leader="nodes/n0")
     wrong.shards.add(number=-1, leader="nodes/n0")
     assert read_map(wrong, "a:1") is not None
-    many = cluster(*(f"h{k}:1" for k in range(LEADERS_MAX + 9)), leads=lambda n: LEADERS_MAX + n)
+    many = cluster(*(f"h{k}:1" for k in range(NODES_MAX + 9)), leads=lambda n: NODES_MAX + n)
     found = read_map(many, "a:1")
     assert found is not None
-    assert found.addresses == ()
+    assert (len(found.nodes), set(found.leaders)) == (NODES_MAX, {""})
 
 
 # --- following ---
@@ -273,10 +273,30 @@ async def test_a_shard_that_moves_is_followed(bed: Bed) -> None:
     async with AsyncClient(bed.addresses[0]) as tickwheel:
         await learn(tickwheel, bed)
         bed.tell(lambda n: n % 2)
-        await until(lambda: len(tickwheel._core.links._open) == 2)
+        follower: Any = tickwheel._core.links._follower
+        await until(lambda: follower.map.revision == 2)
         await create_all(tickwheel, NAMES)
         await tickwheel.get("j1")
     assert [node.made for node in bed.nodes] == [on(0, NAMES, 2), on(1, NAMES, 2), set()]
+
+
+async def test_a_node_that_is_gone_from_the_map_is_let_go(bed: Bed) -> None:
+    """What is under way there may end."""
+    left = bed.nodes[2]
+    left.jobs.gate = asyncio.Event()
+    async with AsyncClient(bed.addresses[0]) as tickwheel:
+        await learn(tickwheel, bed)
+        name = on(2, NAMES).pop()
+        making = asyncio.create_task(tickwheel.create(URL, delay="1s", job_id=name))
+        await until(lambda: bool(left.jobs.batches))
+        for node in bed.nodes:
+            shown = cluster(*bed.addresses[:2], leads=lambda n: n % 2, revision=9)
+            node.map.tell(shown)
+        await until(lambda: left.address not in tickwheel._core.links._open)
+        await create_all(tickwheel, NAMES)
+        left.jobs.gate.set()
+        assert (await making).job_id == name
+    assert left.made == {name}
 
 
 async def test_a_leader_dies_and_every_create_is_made(bed: Bed) -> None:
@@ -445,7 +465,7 @@ async def test_a_watch_is_opened_anew_where_it_broke_and_when_its_time_is_over(
         await until(lambda: bed.nodes[1].map.watched + bed.nodes[2].map.watched > 0)
         bed.tell(lambda _: 2)
         follower: Any = tickwheel._core.links._follower
-        await until(lambda: follower.map.addresses == (bed.nodes[2].address,))
+        await until(lambda: set(follower.map.leaders) == {bed.nodes[2].address})
         bed.forget()
         await create_all(tickwheel, NAMES)
     assert bed.nodes[2].made == set(NAMES)
@@ -476,3 +496,47 @@ def test_pauses_are_drawn_and_bounded() -> None:
     for failures, most in ((1, 0.5), (2, 1.0), (100, follow.PAUSE_S_MAX)):
         for _ in range(20):
             assert most / 2 <= follow.backoff_s(failures) <= most
+
+
+async def test_what_one_leader_answered_waits_a_moment_for_the_others_and_no_longer(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tickwheel.client.gather.TOGETHER_S", (0.05, 0.05))
+    slow = bed.nodes[1]
+    async with AsyncClient(bed.addresses[0]) as tickwheel:
+        await learn(tickwheel, bed)
+        slow.jobs.gate = asyncio.Event()
+        making = {
+            name: asyncio.create_task(tickwheel.create(URL, delay="1s", job_id=name))
+            for name in NAMES
+        }
+        quick = [making[name] for name in NAMES if name not in on(1, NAMES)]
+        await asyncio.wait(quick, return_when=asyncio.FIRST_COMPLETED)
+        await until(lambda: all(task.done() for task in quick))
+        assert not any(making[name].done() for name in on(1, NAMES))
+        slow.jobs.gate.set()
+        await asyncio.gather(*making.values())
+
+
+async def test_closing_while_leaders_are_asked_leaves_nobody_waiting(bed: Bed) -> None:
+    tickwheel = AsyncClient(bed.addresses[0])
+    await learn(tickwheel, bed)
+    for node in bed.nodes:
+        node.jobs.gate = asyncio.Event()
+    making = [asyncio.create_task(tickwheel.create(URL, delay="1s", job_id=name)) for name in NAMES]
+    await until(lambda: all(node.jobs.batches for node in bed.nodes))
+    await tickwheel.close()
+    ends = await asyncio.gather(*making, return_exceptions=True)
+    assert {getattr(end, "reason", end) for end in ends} == {"CLIENT_CLOSED"}
+    for node in bed.nodes:
+        node.jobs.gate.set()  # type: ignore[union-attr]
+
+
+async def test_a_call_that_is_cancelled_before_it_began_is_refused(bed: Bed) -> None:
+    tickwheel = AsyncClient(bed.addresses[0])
+    making = asyncio.create_task(tickwheel.create(URL, delay="1s"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await tickwheel.close()
+    with pytest.raises(client.Unavailable, match="closed"):
+        await making
