@@ -64,7 +64,7 @@ def compared(cluster: Cluster, url: str, shape: Shape) -> list[Row]:
             "what": what,
             "way": "follow" if followed else "any node",
             "flight": flight,
-            **{name: median(float(str(run[name])) for run in runs[followed]) for name in found[0]},
+            **{name: median(float(str(run[name])) for run in found) for name in found[0]},
         }
         for followed, found in runs.items()
     ]
@@ -77,7 +77,7 @@ def idle(cluster: Cluster) -> float:
     return (sum(node.cpu_s() for node in cluster.nodes) - before) / IDLE_S
 
 
-def measured(  # noqa: PLR0913 - keywords
+def measured(
     cluster: Cluster, url: str, prefix: str, shape: Shape, *, follow: bool, idle_s: float
 ) -> Row:
     """One run, after the client has learnt what it wants to know."""

@@ -190,10 +190,10 @@ class FakeMap(ClusterServiceServicer):
                 await news.wait()
 
     async def DrainNode(self, _request: Any, context: Any) -> NoReturn:  # noqa: N802
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        await abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not here"))
 
     async def MoveShard(self, _request: Any, context: Any) -> NoReturn:  # noqa: N802
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        await abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not here"))
 
 
 async def start(
