@@ -181,7 +181,7 @@ class ClusterNode:
         )
         self.control = Control(
             me, cluster.meta, self.view, self.host, etcd=cluster.etcd, peers=self.peers,
-            clock=self._clock, led=self._led,
+            clock=self._clock, led=self._led, held=lambda: self.election.held,
         )  # fmt: skip
         self.gauges.forwarded = lambda: self.control.forwarded
         self._member = Member(

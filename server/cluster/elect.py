@@ -38,6 +38,10 @@ log = get_logger(__name__)
 STAGGER_S = 0.05
 """Between the first in rank and the next: time to win, so that they do not get in each other's way."""
 
+WISHED_S = 0.75
+"""Behind a leader that gave a shard to somebody: on a busy machine that one is late by more than a rank or two, and a
+shard that another one took would be handed over again, and again."""
+
 DRAINING_S = 2.0
 """A node that is to be empty stands only when nobody else did for so long."""
 
@@ -144,7 +148,13 @@ class Election:
         wish = self._view.moves.get(number, "")
         order.sort(key=lambda node: (not self._view.may_lead(node), node != wish))
         rank = order.index(self._me) if self._me in order else len(order)
-        return rank * STAGGER_S + (0 if self._view.may_lead(self._me) else DRAINING_S)
+        delay_s = rank * STAGGER_S + (0 if self._view.may_lead(self._me) else DRAINING_S)
+        return delay_s + (WISHED_S if self._is_given(record, wish) else 0)
+
+    def _is_given(self, record: ShardRecord, wish: NodeId) -> bool:
+        """True if the last leader let go of the shard so that another node gets it, and that node is there."""
+        others = wish not in ("", self._me) and wish in record.voters
+        return others and record.released and not record.leader and self._view.may_lead(wish)
 
     def _stand(self, number: int) -> None:
         self._standing.pop(number, None)
