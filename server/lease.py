@@ -28,6 +28,10 @@ DRIFT_PER_MILLE = 1
 SILENT_MS = 1_200
 """A node that was not heard for so long is suspected."""
 
+FRESH_MS = 5_000
+"""A life that is not known for so long is not suspected: who starts opens stores and connections, and is silent at times.
+If it dies again, its lease in etcd ends before that anyway."""
+
 WALL_OFF_MS_MAX = 1_000
 """A node whose wall clock is further from the majority's should not lead."""
 
@@ -172,33 +176,54 @@ class Rights:
 # --- suspicion -------------------------------------------------------------------------------
 
 
+class _Known(NamedTuple):
+    """A node's life, that is its session; since when it is known, and when it was heard last."""
+
+    session: int
+    since_ms: int
+    heard_ms: int
+
+
 class Suspicions:
     """Who is silent, and for whom: a node that a majority does not hear may lose its session before that runs out."""
 
-    def __init__(self, me: NodeId, silent_ms: int = SILENT_MS) -> None:
+    def __init__(self, me: NodeId, silent_ms: int = SILENT_MS, fresh_ms: int = FRESH_MS) -> None:
         self._me = me
         self._silent_ms = silent_ms
-        self._heard_ms: dict[NodeId, int] = {}  # bounded: by the nodes that are registered
+        self._fresh_ms = fresh_ms
+        self._known: dict[NodeId, _Known] = {}  # bounded: by the nodes that are registered
         self._told: dict[NodeId, tuple[NodeId, ...]] = {}  # bounded: likewise
         self._said: set[NodeId] = set()
 
-    def registered(self, nodes: Iterable[NodeId], now_ms: int) -> None:
-        """These have a session now. A new one has time to make itself heard."""
-        others = sorted(set(nodes) - {self._me})
-        self._heard_ms = {node: self._heard_ms.get(node, now_ms) for node in others}
-        self._told = {node: told for node, told in self._told.items() if node in self._heard_ms}
-        self._said.intersection_update(others)
+    def registered(self, lives: Iterable[tuple[NodeId, int]], now_ms: int) -> None:
+        """These have a session now, each its own. A new one has time to make itself heard."""
+        before = self._known
+        self._known = {
+            node: known
+            if (known := before.get(node)) is not None and known.session == session
+            else _Known(session, now_ms, now_ms)
+            for node, session in sorted(lives)
+            if node != self._me
+        }
+        same = {n for n, known in self._known.items() if known.since_ms < now_ms}
+        self._told = {node: told for node, told in self._told.items() if node in same}
+        self._said.intersection_update(same)
 
     def heard(self, sender: NodeId, beat: Beat, now_ms: int) -> None:
         """A beat arrived."""
-        if sender in self._heard_ms:
-            self._heard_ms[sender] = now_ms
+        known = self._known.get(sender)
+        if known is not None:
+            self._known[sender] = known._replace(heard_ms=now_ms)
             self._told[sender] = beat.unheard
             self._said.discard(sender)
 
     def unheard(self, now_ms: int) -> tuple[NodeId, ...]:
         """Whom this node does not hear: for its own beats."""
-        return tuple(node for node in self._heard_ms if self._silent(node, now_ms))
+        return tuple(
+            node
+            for node, known in self._known.items()
+            if self._silent(node, now_ms) and now_ms - known.since_ms >= self._fresh_ms
+        )
 
     def due(self, now_ms: int) -> list[NodeId]:
         """Whom a majority of all registered nodes does not hear, this one among them; each is said once."""
@@ -208,7 +233,7 @@ class Suspicions:
         return due
 
     def _silent(self, node: NodeId, now_ms: int) -> bool:
-        return now_ms - self._heard_ms[node] >= self._silent_ms
+        return now_ms - self._known[node].heard_ms >= self._silent_ms
 
     def _silent_for(self, node: NodeId, now_ms: int) -> int:
         """How many do not hear it: this node, and those who said so lately."""
@@ -217,7 +242,7 @@ class Suspicions:
         )
 
     def _is_majority(self, count: int) -> bool:
-        return count > (len(self._heard_ms) + 1) // 2
+        return count > (len(self._known) + 1) // 2
 
 
 # --- wall clocks -----------------------------------------------------------------------------

@@ -82,7 +82,8 @@ class Beats:
     def _beat(self) -> None:
         self._soon = False
         now_ms = self._clock.monotonic_ms()
-        self._suspicions.registered(self._view.nodes, now_ms)
+        lives = ((node, seen.session) for node, seen in self._view.nodes.items())
+        self._suspicions.registered(lives, now_ms)
         unheard = self._suspicions.unheard(now_ms)
         beat = self._rights.beat(now_ms, self._clock.now_ms(), unheard)
         for node in self._view.nodes:

@@ -174,9 +174,13 @@ def test_a_leadership_that_is_over_covers_nothing() -> None:
 # --- suspicions ---
 
 
+def lives(names: str, session: int = 1) -> list[tuple[str, int]]:
+    return [(name, session) for name in names]
+
+
 def suspicions() -> Suspicions:
-    made = Suspicions("a")
-    made.registered("abc", 0)
+    made = Suspicions("a", fresh_ms=0)
+    made.registered(lives("abc"), 0)
     return made
 
 
@@ -207,8 +211,8 @@ def test_who_is_heard_is_not_suspected_whatever_others_say() -> None:
 
 
 def test_what_a_silent_node_said_last_does_not_count() -> None:
-    made = Suspicions("a")
-    made.registered("abcd", 0)
+    made = Suspicions("a", fresh_ms=0)
+    made.registered(lives("abcd"), 0)
     made.heard("b", beat(0, unheard=("c",)), 500)
     made.heard("d", beat(0, unheard=("c",)), 4_900)
     assert made.due(5_000) == [], "two of four"
@@ -221,12 +225,45 @@ def test_strangers_and_those_that_left_are_forgotten() -> None:
     made.heard("z", beat(0, unheard=("c",)), 1_000)
     made.heard("b", beat(0, unheard=("c",)), 1_000)
     assert made.due(1_300) == ["c"]
-    made.registered("ab", 1_400)
+    made.registered(lives("ab"), 1_400)
     assert made.unheard(1_500) == ()
-    made.registered("abc", 2_000)
+    made.registered(lives("abc"), 2_000)
     made.heard("b", beat(0, unheard=("c",)), 3_000)
     assert made.due(3_100) == [], "it is new, and has time"
     assert made.due(3_200) == ["c"]
+
+
+def test_who_has_just_registered_is_not_suspected() -> None:
+    """It opens stores, connects, and is silent for longer than others may be; its lease is short enough."""
+    made = Suspicions("a")
+    made.registered(lives("abc"), 0)
+    for now_ms in (1_300, 4_999):
+        made.heard("b", beat(0, unheard=("c",)), now_ms)
+        assert (made.unheard(now_ms), made.due(now_ms)) == ((), [])
+    made.heard("b", beat(0, unheard=("c",)), 5_000)
+    assert (made.unheard(5_000), made.due(5_000)) == (("c",), ["c"])
+
+
+def test_nor_is_a_new_life_of_one_that_was_silent() -> None:
+    """A restart may be seen at once: the node was never missing."""
+    made = Suspicions("a")
+    made.registered(lives("abc"), 0)
+    made.heard("b", beat(0, unheard=("c",)), 6_000)
+    assert made.due(6_000) == ["c"]
+    made.registered([*lives("ab"), ("c", 2)], 6_100)
+    made.heard("b", beat(0, unheard=("c",)), 7_500)
+    assert (made.unheard(7_500), made.due(7_500)) == ((), [])
+    made.heard("b", beat(0, unheard=("c",)), 11_100)
+    assert made.due(11_100) == ["c"], "it may be said once more"
+
+
+def test_what_a_former_life_said_does_not_count() -> None:
+    made = Suspicions("a")
+    made.registered(lives("abc"), 0)
+    made.heard("b", beat(0, unheard=("c",)), 5_900)
+    made.registered([*lives("ac"), ("b", 2)], 6_000)
+    assert made.unheard(6_000) == ("c",)
+    assert made.due(6_000) == []
 
 
 # --- clocks ---
