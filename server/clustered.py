@@ -150,6 +150,7 @@ class ClusterNode:
         self.beats = Beats(
             me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
         )
+        self.election.barred = lambda: self.beats.wall_wrong
         self.copies = Copies(
             cluster.shelves, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
@@ -184,6 +185,7 @@ class ClusterNode:
             clock=self._clock, led=self._led, held=lambda: self.election.held,
         )  # fmt: skip
         self.gauges.forwarded = lambda: self.control.forwarded
+        self.gauges.wall_off_ms = lambda: self.beats.wall_off_ms
         self._member = Member(
             cluster.myself, cluster.meta, cluster.etcd, self.view, election=self.election,
             peers=self.peers, tasks=self.tasks, hold=self._hold,
@@ -198,6 +200,12 @@ class ClusterNode:
         self.tasks.spawn(self.agreement.run(self.peers))
         self.runner.start_firing()
         self.keeper.start()
+
+    def unready(self) -> list[str]:
+        """What keeps the node from leading; empty when nothing does."""
+        if not self.beats.wall_wrong:
+            return []
+        return [f"the wall clock is {-self.beats.wall_off_ms} ms from the majority's"]
 
     async def stop(self) -> None:
         """Leave in order: firing ends, what was taken is answered, shards are released, the session is revoked."""

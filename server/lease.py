@@ -33,7 +33,13 @@ FRESH_MS = 5_000
 If it dies again, its lease in etcd ends before that anyway."""
 
 WALL_OFF_MS_MAX = 1_000
-"""A node whose wall clock is further from the majority's should not lead."""
+"""A node whose wall clock is further from the majority's must not lead: it would fire early, or late."""
+
+WALL_RIGHT_MS_MAX = 500
+"""It may again when it is so near."""
+
+WALL_ODD_MS_MAX = 250
+"""Worth a warning."""
 
 WALL_SAMPLES = 5
 FOREVER_MS = 1 << 62
@@ -249,12 +255,14 @@ class Suspicions:
 
 
 class Clocks:
-    """How far this node's wall clock is from the others', from their beats. The way of a beat counts as offset."""
+    """How far this node's wall clock is from the others', from their beats. What a beat's way may explain does not count."""
 
     def __init__(self, silent_ms: int = SILENT_MS) -> None:
         self._silent_ms = silent_ms
         self._offsets: dict[NodeId, deque[int]] = {}  # bounded: by the number of nodes
+        self._rtts: dict[NodeId, deque[int]] = {}  # bounded: by the number of nodes
         self._heard_ms: dict[NodeId, int] = {}  # bounded: by the number of nodes
+        self._wrong = False
 
     def heard(self, sender: NodeId, beat: Beat, wall_ms: int, now_ms: int) -> None:
         """A beat arrived when our own wall clock showed `wall_ms`."""
@@ -262,21 +270,48 @@ class Clocks:
         offsets.append(beat.wall_ms - wall_ms)
         self._heard_ms[sender] = now_ms
 
+    def acked(self, sender: NodeId, ack: BeatAcked, now_ms: int) -> None:
+        """An answer to a beat of ours arrived: so long it took there and back."""
+        rtt_ms = now_ms - ack.sent_ms
+        if rtt_ms >= 0:
+            self._rtts.setdefault(sender, deque(maxlen=WALL_SAMPLES)).append(rtt_ms)
+
     def offset_ms(self, node: NodeId) -> int:
-        """How far the node's clock is ahead of ours: the median of its last beats. 0 if it was never heard."""
-        offsets = sorted(self._offsets.get(node, (0,)))
-        return offsets[len(offsets) // 2]
+        """How far the node's clock is ahead of ours: the median of its last beats. 0 if it was never heard.
+
+        A beat that waited on its way, or here, looks as if the other clock were behind; it waited no longer than the
+        last beats and answers took in all.
+        """
+        offset_ms = _median(self._offsets.get(node, (0,)))
+        unsure_ms = _median(self._rtts.get(node, (0,)))
+        return max(offset_ms - unsure_ms, 0) if offset_ms > 0 else min(offset_ms + unsure_ms, 0)
 
     def off_ms(self, now_ms: int) -> int:
         """How far the majority's clock is ahead of ours: the median of all that are heard, ours among them.
 
         Between two medians the one nearer to our own clock counts: of two nodes nobody knows which one is wrong.
         """
-        heard = [node for node, at_ms in self._heard_ms.items() if now_ms - at_ms < self._silent_ms]
-        offsets = sorted([0, *(self.offset_ms(node) for node in heard)])
+        offsets = sorted([0, *(self.offset_ms(node) for node in self._heard(now_ms))])
         middle = offsets[(len(offsets) - 1) // 2], offsets[len(offsets) // 2]
         return min(middle, key=abs)
 
     def wrong(self, now_ms: int) -> bool:
-        """True if this node should not lead."""
-        return abs(self.off_ms(now_ms)) > WALL_OFF_MS_MAX
+        """True if this node must not lead. Once that is so, it takes a clock that is nearly right to end it.
+
+        Who was contradicted by a majority is not right because most of it died: the one that is left must agree.
+        """
+        heard = self._heard(now_ms)
+        if not self._wrong or len(heard) != 1:
+            off_ms = abs(self.off_ms(now_ms))
+        else:
+            off_ms = abs(self.offset_ms(heard[0]))
+        self._wrong = off_ms > (WALL_RIGHT_MS_MAX if self._wrong else WALL_OFF_MS_MAX)
+        return self._wrong
+
+    def _heard(self, now_ms: int) -> list[NodeId]:
+        return [node for node, at_ms in self._heard_ms.items() if now_ms - at_ms < self._silent_ms]
+
+
+def _median(values: Iterable[int]) -> int:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]

@@ -209,6 +209,8 @@ class ClusterWorld:
             node.disk.left = None
             node.disk.fail_sync_at = node.disk.cut_at = 0
             node.kept_down, node.struck = 0, False
+            if node.clock.offset_ms:  # a node whose clock is wrong leads nothing
+                self.step_clock(node, -node.clock.offset_ms)
             self._restart(node)
         for name in sorted(self.drained):
             self.etcd.write(f"members/{name}", MemberRecord(MemberState.ACTIVE.value).encode())

@@ -295,3 +295,57 @@ def test_a_clock_in_the_middle_is_right() -> None:
     clocks.heard("b", beat(0, wall_ms=2_000), 5_000, 0)
     clocks.heard("c", beat(0, wall_ms=8_000), 5_000, 0)
     assert clocks.off_ms(0) == 0
+
+
+def clocks_of(offsets: dict[str, int], now_ms: int = 0, clocks: Clocks | None = None) -> Clocks:
+    """What the beats of some nodes say, each by its wall clock."""
+    clocks = clocks or Clocks()
+    for _ in range(5):
+        for node, offset_ms in offsets.items():
+            clocks.heard(node, beat(0, wall_ms=50_000 + offset_ms), 50_000, now_ms)
+    return clocks
+
+
+def test_what_the_way_of_a_beat_explains_is_no_offset() -> None:
+    """A busy machine reads beats late: they look as if the others were behind."""
+    clocks = clocks_of({"b": -1_800, "c": -1_700, "d": 1_800})
+    for sent_ms in (1_000, 1_100, 1_200, 900, 1_300):
+        for node in "bcd":
+            clocks.acked(node, BeatAcked(sent_ms, ()), 3_000)
+    assert [clocks.offset_ms(node) for node in "bcd"] == [0, 0, 0]
+    for _ in range(5):
+        clocks.acked("b", BeatAcked(2_900, ()), 3_000)
+        clocks.acked("d", BeatAcked(2_900, ()), 3_000)
+        clocks.acked("d", BeatAcked(9_000, ()), 3_000)
+    assert [clocks.offset_ms(node) for node in "bcd"] == [-1_700, 0, 1_700]
+
+
+def test_a_limit_is_kept_and_left_again_at_half_of_it() -> None:
+    clocks = clocks_of({"b": 1_000, "c": 1_000})
+    assert not clocks.wrong(0)
+    for offset_ms, wrong in (
+        (1_001, True),
+        (501, True),
+        (500, False),
+        (1_000, False),
+        (-1_001, True),
+    ):
+        clocks_of({"b": offset_ms, "c": offset_ms}, 0, clocks)
+        assert clocks.wrong(0) is wrong, offset_ms
+
+
+def test_who_was_contradicted_is_not_right_because_others_died() -> None:
+    clocks = clocks_of({"b": 5_000, "c": 5_000})
+    assert clocks.wrong(0)
+    clocks_of({"b": 5_000}, 3_000, clocks)
+    assert clocks.wrong(3_000), "the one that is left does not agree"
+    clocks_of({"b": 100}, 3_100, clocks)
+    assert not clocks.wrong(3_100)
+    clocks_of({"b": 5_000}, 3_200, clocks)
+    assert not clocks.wrong(3_200), "of two nobody knows which"
+
+
+def test_alone_nobody_contradicts() -> None:
+    clocks = clocks_of({"b": 5_000, "c": 5_000})
+    assert clocks.wrong(0)
+    assert not clocks.wrong(10_000)
