@@ -79,9 +79,10 @@ def drain(settings: Settings, node: str, *, undo: bool) -> None:
         if undo:
             click.echo(f"{found.host}: may take shards again")
             return
-        until_s = time.monotonic() + (settings.timeout_s or CALL_TIMEOUT_S)
         left = _leads(call("GetCluster"), found.name)
-        while left and time.monotonic() + DRAIN_POLL_S < until_s:
+        for _ in range(int((settings.timeout_s or CALL_TIMEOUT_S) / DRAIN_POLL_S)):
+            if not left:
+                break
             time.sleep(DRAIN_POLL_S)
             left = _leads(call("GetCluster"), found.name)
     words = f"still leads {left} shards, and goes on handing them over" if left else "leads nothing"
