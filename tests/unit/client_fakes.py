@@ -170,7 +170,7 @@ class FakeMap(ClusterServiceServicer):
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    async def GetCluster(self, _request: Any, _context: Any) -> Cluster:  # noqa: N802 - gRPC's name
+    async def GetCluster(self, request: Any, context: Any) -> Cluster:  # noqa: N802 - gRPC's name
         self.asked += 1
         return self.shown
 
@@ -189,10 +189,10 @@ class FakeMap(ClusterServiceServicer):
             else:
                 await news.wait()
 
-    async def DrainNode(self, _request: Any, context: Any) -> NoReturn:  # noqa: N802
+    async def DrainNode(self, request: Any, context: Any) -> NoReturn:  # noqa: N802
         await abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not here"))
 
-    async def MoveShard(self, _request: Any, context: Any) -> NoReturn:  # noqa: N802
+    async def MoveShard(self, request: Any, context: Any) -> NoReturn:  # noqa: N802
         await abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not here"))
 
 
