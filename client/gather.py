@@ -43,7 +43,7 @@ WORTH_A_CALL: Final = 0.5
 """Creates that wait, in proportion to those under way: with fewer no further call leaves yet."""
 HELD_BACK_S_MAX: Final = 0.02
 """How long they wait for more of them at most, while a call is free."""
-TOGETHER_S: Final = (0.02, 0.25)
+TOGETHER_S: Final = (0.25, 1.0)
 """What one leader answered waits for the others as long again as it took itself, within these bounds."""
 
 BATCH_JOBS_MAX: Final = 1_000
