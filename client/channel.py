@@ -127,9 +127,9 @@ class Links:
                 self._judge(link.address, error)
                 if not may_repeat(error, repeatable=repeatable):
                     raise error from None
-            except Unavailable as unreachable:  # nothing was sent
-                self._judge(link.address, unreachable)
-                error = unreachable
+            except (Unavailable, grpc.aio.UsageError) as unsent:
+                error = unsent if isinstance(unsent, Unavailable) else link.unreachable()
+                self._judge(link.address, error)
             failures += not is_detour
             pause_s = self.pause_s(error, failures)
             if now() + pause_s >= deadline:
@@ -205,8 +205,10 @@ class Links:
         if self._follower is not None:
             await self._follower.stop()
         links = [*self._open.values(), *self._retired.values()]
-        for closing in list(self._retired):
+        retired = list(self._retired)
+        for closing in retired:
             closing.cancel()
+        await asyncio.gather(*retired, return_exceptions=True)
         for link in links:
             await link.channel.close()
         self._open.clear()

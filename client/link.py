@@ -56,11 +56,12 @@ class Link:
             async with asyncio.timeout(timeout_s):
                 while (state := self.channel.get_state(try_to_connect=True)) is not _READY:
                     if state in _BROKEN:
-                        raise self._unreachable()
+                        raise self.unreachable()
                     await self.channel.wait_for_state_change(state)
         except TimeoutError:
-            raise self._unreachable() from None
+            raise self.unreachable() from None
 
-    def _unreachable(self) -> Unavailable:
+    def unreachable(self) -> Unavailable:
+        """What a call gets that was not sent."""
         text = f"no server answers at {self.address}; is it running, and is this its gRPC port?"
         return Unavailable(text, reason="NOT_CONNECTED", metadata={"address": self.address})

@@ -299,6 +299,18 @@ async def test_a_node_that_is_gone_from_the_map_is_let_go(bed: Bed) -> None:
     assert left.made == {name}
 
 
+async def test_a_connection_that_was_closed_meanwhile_is_as_good_as_none(bed: Bed) -> None:
+    async with AsyncClient(bed.addresses[0]) as tickwheel:
+        await learn(tickwheel, bed)
+        links = tickwheel._core.links
+        name = on(1, NAMES).pop()
+        closed = links.link(bed.addresses[1])
+        await closed.channel.close()
+        closed.channel.get_state = lambda try_to_connect=False: grpc.ChannelConnectivity.READY  # type: ignore[method-assign]
+        assert (await tickwheel.get(name)).name.endswith(name)
+    assert bed.nodes[0].got == {name}
+
+
 async def test_a_leader_dies_and_every_create_is_made(bed: Bed) -> None:
     """Its lane breaks under way; what was in it goes to a node that lives, and so does what comes."""
     async with AsyncClient(bed.addresses[0], timeout_s=20) as tickwheel:
