@@ -157,11 +157,12 @@ class Follower:
     # --- the map ---
 
     async def _learn(self) -> None:
-        """Until the client is closed."""
-        failures = known = 0
+        """Until the client is closed. Each watch is at another node: one that is silent costs the time of one watch."""
+        failures = known = turn = 0
         while True:
             around = self._links.around
-            self._told_by = around[failures % len(around)]
+            self._told_by = around[turn % len(around)]
+            turn += 1
             self._hint.clear()
             end = await self._watch(self._told_by, known)
             known = self.map.revision if end is _End.OVER and self.map is not None else 0
@@ -174,7 +175,6 @@ class Follower:
             else:
                 if end is _End.NO_MAP:
                     self._take(None)
-                failures += 1  # another node may know more
                 await asyncio.sleep(drawn(LONG_S))
 
     async def _watch(self, address: str, known: int) -> _End:

@@ -471,16 +471,27 @@ async def test_a_watch_is_opened_anew_where_it_broke_and_when_its_time_is_over(
     monkeypatch.setattr(follow, "WATCH_S", 0.2)
     async with AsyncClient(bed.addresses, timeout_s=20) as tickwheel:
         await learn(tickwheel, bed)
-        await until(lambda: bed.nodes[0].map.watched >= 3)
+        await until(lambda: all(node.map.watched >= 2 for node in bed.nodes))
         assert tickwheel._core.links.follows
         await bed.nodes[0].stop()
-        await until(lambda: bed.nodes[1].map.watched + bed.nodes[2].map.watched > 0)
         bed.tell(lambda _: 2)
         follower: Any = tickwheel._core.links._follower
         await until(lambda: set(follower.map.leaders) == {bed.nodes[2].address})
         bed.forget()
         await create_all(tickwheel, NAMES)
     assert bed.nodes[2].made == set(NAMES)
+
+
+async def test_a_node_that_tells_nothing_is_not_waited_for_for_ever(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "WATCH_S", 0.2)
+    bed.nodes[0].map.tell(cs.Cluster())
+    async with AsyncClient(bed.addresses) as tickwheel:
+        for _ in range(LEARN_AFTER_CALLS):
+            await tickwheel.get("first")
+        await until(lambda: tickwheel._core.links.follows)
+    assert bed.nodes[0].map.watched > 0
 
 
 async def test_the_sync_client_follows_too(bed: Bed) -> None:
