@@ -32,7 +32,6 @@ from tickwheel.server.cluster.registry import (
     node_key,
     shard_key,
 )
-from tickwheel.server.replica import Role
 
 # --- standing ---
 
@@ -226,57 +225,6 @@ def test_a_shard_whose_record_is_lost_before_it_stands_is_left_alone() -> None:
         await asyncio.sleep(5)
 
     story((A,), tell)
-
-
-# --- who must not lead ---
-
-
-def bar(member: Member, *, barred: bool = True) -> None:
-    """As the beats say, a few times a second."""
-    member.election.barred = lambda: barred
-    member.election.watch_rights()
-
-
-def test_who_must_not_lead_gives_up_at_once_and_stands_no_more() -> None:
-    async def tell(world: World) -> None:
-        await world.place(FREE)
-        await world.led_by(FIRST)
-        began_s = now_s()
-        bar(world[FIRST])
-        assert not world[FIRST].replica.leads
-        record = await world.led_by(SECOND)
-        assert now_s() - began_s < 0.3
-        assert (record.epoch, record.released) == (2, False), "what it had in flight nobody knows"
-        world[SECOND].election.stopped = world[THIRD].election.stopped = True
-        await world[SECOND].stop()
-        await asyncio.sleep(20)
-        assert world.record.leader == SECOND, "its session is over, and nobody else may"
-        bar(world[FIRST], barred=False)
-        assert (await world.led_by(FIRST)).epoch == 3
-
-    story(ALL, tell)
-
-
-def test_a_record_that_names_who_must_not_lead_is_given_up() -> None:
-    """Its transaction was under way when it was barred."""
-
-    async def tell(world: World) -> None:
-        for name in (SECOND, THIRD):
-            world[name].election.stopped = True
-        await world.place(ShardRecord(ALL, epoch=3))
-        await until(lambda: world.record.leader == FIRST)
-        await world.led_by(FIRST)
-        member = world[FIRST]
-        member.election.barred = lambda: True
-        member.replica.role = Role.RELEASED
-        held = member.election.held
-        assert held is not None
-        await put(world.operator, shard_key(SHARD), named(FIRST, held.create_revision, epoch=9))
-        await until(lambda: world.record.leader == "")
-        assert (world.record.epoch, world.record.released) == (9, False)
-        assert [told.epoch for told in member.replica.told] == [4]
-
-    story(ALL, tell)
 
 
 # --- two voters ---
