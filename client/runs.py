@@ -45,7 +45,9 @@ class AsyncExecutions:
             consistent=consistent,
         )
         while True:
-            answer = await self._core.call(lambda s: s.ListExecutions, request, timeout_s)
+            answer = await self._core.call(
+                lambda stub: stub.ListExecutions, request, timeout_s, about=request.parent
+            )
             read_time = from_timestamp(answer.read_time)
             yield Page(tuple(answer.executions), answer.next_page_token, read_time)
             if not answer.next_page_token:
@@ -58,7 +60,9 @@ class AsyncExecutions:
         """Read an execution with all its attempts, by its whole name, or by its own part and its job."""
         name = self._core.execution_name(execution, job)
         request = pb.GetExecutionRequest(name=name)
-        return await self._core.call(lambda stub: stub.GetExecution, request, timeout_s)
+        return await self._core.call(
+            lambda stub: stub.GetExecution, request, timeout_s, about=request.name
+        )
 
     async def retry(
         self,
@@ -73,4 +77,6 @@ class AsyncExecutions:
             name=self._core.execution_name(execution, job),
             request_id=request_id or new_request_id(),
         )
-        return await self._core.call(lambda stub: stub.RetryExecution, request, timeout_s)
+        return await self._core.call(
+            lambda stub: stub.RetryExecution, request, timeout_s, about=request.name
+        )
