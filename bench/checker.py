@@ -367,13 +367,24 @@ def _check_cancelled(job: Job, arrivals: list[Arrival], report: Report) -> None:
         if operation.answer != BEFORE_DISPATCH:
             continue
         moved_to = _times_named_since(job, operation)
+        once = operation.kind == "cancel" and not job.period_ms and not _revived(job, operation)
         for arrival in arrivals:
             if operation.kind == "update" and scheduled_ms(arrival) in moved_to:
                 continue
             late = arrival.arrival_us > operation.answered_ms * 1_000
-            done = operation.kind == "cancel" and not job.period_ms and _succeeded(arrival)
-            if late or done:
-                report.add("after_cancel", f"{arrival.id} at {arrival.arrival_us} us, {operation}")
+            if late or (once and _succeeded(arrival)):
+                told = f"{arrival.id} at {arrival.arrival_us} us, {operation} of {job.operations}"
+                report.add("after_cancel", told)
+
+
+def _revived(job: Job, cancel: Operation) -> bool:
+    """True if an update may have given a one-off that was over another time, and this cancel is about that one."""
+    return any(
+        other.kind == "update"
+        and other.sent_ms <= cancel.answered_ms
+        and other.answer in {"", "ALREADY_DISPATCHED"}
+        for other in job.operations
+    )
 
 
 def _times_named_since(job: Job, operation: Operation) -> set[int]:

@@ -174,6 +174,15 @@ def test_a_cancel_that_lies_about_a_request_already_sent_is_found() -> None:
     assert found(judge(arrival(), job=job)) == {"after_cancel": 1}
 
 
+def test_a_cancel_of_a_one_off_that_was_moved_after_it_was_sent_is_true() -> None:
+    cancel = Operation("cancel", DUE + 2, DUE + 90, CANCELLED)
+    moved = Operation("update", DUE + 3, DUE + 80, "ALREADY_DISPATCHED", DUE + 5_000)
+    assert judge(arrival(), job=Job("a", UID, DUE, operations=[cancel, moved])).clean
+    for other in (moved._replace(answer=CANCELLED), moved._replace(sent_ms=DUE + 91)):
+        job = Job("a", UID, DUE, operations=[cancel, other])
+        assert "after_cancel" in found(judge(arrival(), job=job))
+
+
 def test_a_cancel_between_two_attempts_is_true() -> None:
     job = Job("a", UID, DUE, operations=[Operation("cancel", DUE + 2, DUE + 9, CANCELLED)])
     assert judge(arrival(status=503), job=job).clean
