@@ -16,8 +16,9 @@ it; a server's RetryInfo is its floor. When no time is left for the pause, the l
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -136,6 +137,70 @@ class Links:
             if now() + pause_s >= deadline:
                 raise error from None
             await asyncio.sleep(pause_s)
+
+    async def follow(
+        self,
+        pick: "Callable[[JobServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[Request, Answer]]",
+        request: Request,
+        *,
+        patience_s: float,
+        silence_s: float,
+    ) -> AsyncGenerator[Answer]:
+        """The messages of a stream that never ends; whoever reads writes into `request` where to go on.
+
+        A stream that breaks, or says nothing for `silence_s`, is asked for again, until for `patience_s` no message came.
+        """
+        now = asyncio.get_running_loop().time
+        deadline, failures = now() + patience_s, 0
+        while True:
+            index = self._used
+            try:
+                async with aclosing(
+                    self._stream(index, pick, request, deadline, silence_s)
+                ) as answers:
+                    async for answer in answers:
+                        failures = 0
+                        yield answer
+                raise Unavailable("the server ended the stream", reason="STREAM_ENDED")
+            except TickwheelError as broken:
+                error = broken
+            self._judge(index, error)
+            if self._closed or not may_repeat(error, repeatable=True):
+                raise error
+            if not failures:
+                deadline = now() + patience_s
+            failures += 1
+            pause_s = self.pause_s(error, failures)
+            if now() + pause_s >= deadline:
+                raise error
+            await asyncio.sleep(pause_s)
+
+    async def _stream(
+        self,
+        index: int,
+        pick: "Callable[[JobServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[Request, Answer]]",
+        request: Request,
+        deadline: float,
+        silence_s: float,
+    ) -> AsyncGenerator[Answer]:
+        """One stream to one address. Raises TickwheelError."""
+        if self._closed:
+            raise Unavailable("this client is closed", reason="CLIENT_CLOSED")
+        stub = await self._ready(index, deadline)
+        call = pick(stub)(request, metadata=self._metadata)
+        try:
+            while True:
+                async with asyncio.timeout(silence_s):
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
+                yield cast("Answer", answer)
+        except grpc.aio.AioRpcError as broken:
+            raise from_call(broken) from None
+        except TimeoutError:
+            raise Unavailable(f"nothing was heard for {silence_s} s", reason="SILENT") from None
+        finally:
+            call.cancel()
 
     async def _ready(self, index: int, deadline: float) -> "JobServiceAsyncStub":
         """Connect if need be; Unavailable if that fails, or takes too long. `deadline` is in the loop's time."""
