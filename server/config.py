@@ -189,7 +189,7 @@ class Config:
 
     watch_bytes: int = option(16 * MIB, "Watches",
         "Memory for what happened to executions in the last minute, so that a watch can go on after a break; the oldest "
-        "goes first. 0: no watch outlives a break.", 0, 16 * GIB)
+        "goes first.", MIB, 16 * GIB)
 
     log_format: str = option("text", "Logs",
         "How a line is written.", choices=("text", "json"))

@@ -24,8 +24,8 @@ from tickwheel.server.slot import Slot
 SLICE = 1_000
 """Executions looked at in one go: about 2 ms."""
 
-ANSWER_BYTES_MAX = 1 << 20
-"""Of executions as stored; those of one batch stay together."""
+ANSWER_BYTES_MAX = 128 << 10
+"""Of executions as stored; those of one batch stay together. Small, for who goes on after a break begins at an answer."""
 
 GATHER_S = 0.02
 """How long the first change waits for others: a watch is woken 50 times a second at most, however much happens."""
