@@ -31,7 +31,7 @@ from tickwheel.server.alone import Alone
 from tickwheel.server.api import ops
 from tickwheel.server.api.grpc import GrpcDoor
 from tickwheel.server.assembly import make_devices, reach_etcd
-from tickwheel.server.backup import Backups, Origin
+from tickwheel.server.backup import BACKUP_POINT, Backups, Leaders, Origin
 from tickwheel.server.clock import SystemClock
 from tickwheel.server.cluster.etcd import EtcdClient
 from tickwheel.server.clustered import ClusterNode
@@ -113,6 +113,7 @@ class App:
             shards=config.shards,
             cluster=bytes.fromhex(meta.cluster) if meta else None,
         )
+        self._directory.settle_in()
         for line in settle(self._directory.path / "shards"):
             log.warning(line)
         for flag, address in (
@@ -155,6 +156,7 @@ class App:
         """Answer calls."""
         config = self._config
         assert self._started is not None
+        backups = self._make_backups(self._started, cluster)
         self._metrics.watch(
             self._started.runner,
             self._started.wal,
@@ -169,9 +171,10 @@ class App:
             check_url=self._guard.check_url,
             check_headers=check_headers,
             reflection=config.reflection,
-            backups=self._make_backups(self._started),
+            backups=backups,
         )
         if isinstance(self._started, ClusterNode):
+            self._started.answers[BACKUP_POINT] = backups.answer
             self._started.door = self._grpc.answer
         port = await self._grpc.start()
         self._phase = "serving"
@@ -216,7 +219,8 @@ class App:
             version=VERSION,
         )
 
-    def _make_backups(self, started: node.Started | ClusterNode) -> Backups:
+    def _make_backups(self, started: node.Started | ClusterNode, cluster: ClusterPort) -> Backups:
+        peers = started.peers if isinstance(started, ClusterNode) else None
         identity = self._directory.identity
         return Backups(
             Path(self._config.backup_dir) if self._config.backup_dir else None,
@@ -224,6 +228,7 @@ class App:
             Origin(identity.cluster.hex(), identity.store.hex(), VERSION),
             runner=started.runner,
             keeper=started.keeper,
+            leaders=Leaders(cluster.leader_of, peers),
         )
 
     def _open_store(self, number: int) -> ShardStore:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -24,17 +25,28 @@ from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
 from tickwheel.server.clustered import ClusterDevices
 from tickwheel.server.config import Config
 from tickwheel.server.copies import SHIPPED, FileShelves
-from tickwheel.server.identity import DataDirectory
+from tickwheel.server.identity import DataDirectory, check_shards, restored
 from tickwheel.server.store.snapshot import shard_of_file
 from tickwheel.server.zone import tz_version
 from tickwheel.version import VERSION
 
 
 async def reach_etcd(config: Config) -> tuple[EtcdClient, MetaRecord]:
-    """A client of etcd, and the cluster that lives there, made now if it is not. Raises Unavailable, FailedPrecondition."""
-    etcd = EtcdClient(etcd_options(config))
+    """A client of etcd, and the cluster that lives there, made now if it is not. Raises Unavailable, FailedPrecondition.
+
+    A directory that was restored begins a cluster with what it holds, and joins none.
+    """
+    data_dir = Path(config.data_dir)
+    fresh = restored(data_dir)
+    if fresh is not None:
+        check_shards(data_dir, fresh, config.shards)
+    options = etcd_options(config)
+    etcd = EtcdClient(options)
     wanted = MetaRecord(uuid.uuid4().hex, config.shards, config.replicas)
-    return etcd, await member.join(etcd, wanted)
+    if fresh is None:
+        return etcd, await member.join(etcd, wanted)
+    wanted = replace(wanted, cluster=fresh.cluster.hex(), founder=fresh.store.hex())
+    return etcd, await member.found(etcd, wanted, options.prefix)
 
 
 def etcd_options(config: Config) -> EtcdOptions:

@@ -170,6 +170,8 @@ class ClusterNode:
         gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
         metrics.watch_more(gauges.present, gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
+        self.answers: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
+        """Calls of other nodes that the rooms above this one answer; both are set before the doors open."""
         self.peers: Peers
         self.control: Control
         self._clock = clock
@@ -194,6 +196,7 @@ class ClusterNode:
         self._member = Member(
             cluster.myself, cluster.meta, cluster.etcd, self.view, election=self.election,
             peers=self.peers, tasks=self.tasks, hold=self._hold,
+            promised=lambda number: self._shelf.replicas[number].promised,
         )  # fmt: skip
         self._member.on_change(self.control.changed)
         self.leaderships.on_change = self.control.changed
@@ -249,6 +252,8 @@ class ClusterNode:
             return b""
         if call.method == STATE_HASH:
             return await self.agreement.answer(int(call.request))
+        if call.method in self.answers:
+            return await self.answers[call.method](call.request)
         if self.door is None:
             raise NotLeader("this node is starting", retry_after_ms=RETRY_AFTER_MS)
         async with asyncio.timeout(call.timeout_s):

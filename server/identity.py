@@ -3,6 +3,7 @@
     data_dir/
       LOCK            flock, held as long as the process lives
       identity.json   {format, cluster, store, shards}; made once, never changed
+      restored        made by a restore, and no node has started on it yet: it may begin a cluster of its own
       journal/        %020d.log
       shards/         SQLite files
 
@@ -23,6 +24,9 @@ from tickwheel.server.errors import DirectoryLocked, FailedPrecondition
 from tickwheel.server.files import sync_directory
 
 FORMAT = 1
+RESTORED = "restored"
+"""A mark for one start only: a directory that was in use must never begin a cluster when etcd is empty, since others may
+hold what was acknowledged behind its back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +48,24 @@ class DataDirectory:
             mode=0o700, parents=True, exist_ok=True
         )  # bodies and headers may hold secrets
         self._lock = self._take_lock()
-        self.identity = self._load() or self._make(shards, cluster or uuid.uuid4().bytes)
+        self.identity = _load(path) or self._make(shards, cluster or uuid.uuid4().bytes)
         if cluster not in {None, self.identity.cluster}:
             raise FailedPrecondition(
                 f"{path} belongs to another cluster; give this node a directory of its own, or join that cluster",
                 reason="CLUSTER_DIFFERS",
                 metadata={"data_dir": str(path), "cluster": self.identity.cluster.hex()},
             )
-        if self.identity.shards != shards:
-            raise FailedPrecondition(
-                f"{path} was made with {self.identity.shards} shards, the configuration says {shards}; "
-                f"the number can't change: set shards = {self.identity.shards}",
-                reason="SHARDS_FIXED",
-                metadata={"made_with": str(self.identity.shards), "configured": str(shards)},
-            )
+        check_shards(path, self.identity, shards)
         for part in ("journal", "shards"):
             (path / part).mkdir(exist_ok=True)
         sync_directory(path)
+
+    def settle_in(self) -> None:
+        """A node runs on it from now on: whoever restored it, it is a directory like any other."""
+        mark = self.path / RESTORED
+        if mark.exists():
+            mark.unlink()
+            sync_directory(self.path)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -80,25 +85,6 @@ class DataDirectory:
             ) from None
         return lock
 
-    def _load(self) -> Identity | None:
-        file = self.path / "identity.json"
-        if not file.exists():
-            if any((self.path / "journal").glob("*.log")):
-                raise FailedPrecondition(
-                    f"{self.path} has a journal but no identity.json: it is not whole; restore it from a backup",
-                    reason="IDENTITY_MISSING",
-                )
-            return None
-        data = json.loads(file.read_text())
-        if data["format"] != FORMAT:
-            raise FailedPrecondition(
-                f"{self.path} has format {data['format']}, this version reads {FORMAT}",
-                reason="FORMAT_UNKNOWN",
-            )
-        return Identity(
-            bytes.fromhex(data["cluster"]), bytes.fromhex(data["store"]), data["shards"]
-        )
-
     def _make(self, shards: int, cluster: bytes) -> Identity:
         identity = Identity(cluster, uuid.uuid4().bytes, shards)
         data = {
@@ -115,3 +101,44 @@ class DataDirectory:
         draft.rename(self.path / "identity.json")
         sync_directory(self.path)
         return identity
+
+
+def check_shards(path: Path, identity: Identity, shards: int) -> None:
+    """Raise FailedPrecondition unless the directory was made with so many."""
+    if identity.shards != shards:
+        raise FailedPrecondition(
+            f"{path} was made with {identity.shards} shards, the configuration says {shards}; "
+            f"the number can't change: set shards = {identity.shards}",
+            reason="SHARDS_FIXED",
+            metadata={"made_with": str(identity.shards), "configured": str(shards)},
+        )
+
+
+def mark_restored(path: Path) -> None:
+    """Say of a directory that it may begin a cluster. Durable."""
+    with (path / RESTORED).open("wb") as file:
+        os.fsync(file.fileno())
+    sync_directory(path)
+
+
+def restored(path: Path) -> Identity | None:
+    """Whose a directory is that was restored, and that no node has started on; None of any other. FailedPrecondition."""
+    return _load(path) if (path / RESTORED).exists() else None
+
+
+def _load(path: Path) -> Identity | None:
+    file = path / "identity.json"
+    if not file.exists():
+        if any((path / "journal").glob("*.log")):
+            raise FailedPrecondition(
+                f"{path} has a journal but no identity.json: it is not whole; restore it from a backup",
+                reason="IDENTITY_MISSING",
+            )
+        return None
+    data = json.loads(file.read_text())
+    if data["format"] != FORMAT:
+        raise FailedPrecondition(
+            f"{path} has format {data['format']}, this version reads {FORMAT}",
+            reason="FORMAT_UNKNOWN",
+        )
+    return Identity(bytes.fromhex(data["cluster"]), bytes.fromhex(data["store"]), data["shards"])

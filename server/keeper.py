@@ -1,6 +1,6 @@
 """Floor 4. What a node does beside the commands: keep the wheels filled, rows at hand, the store fed and the log short.
 
-    every 250 ms   read ahead   rows due within `prefetch_ms`
+    every 250 ms   read ahead   rows due within `prefetch_ms`: what came into sight, and once a second all of it
     every flush    flush        a frozen change set a shard ──► SQLite ──► thaw
     every checkpoint            SQLite checkpoint ──► durable index ──► old WAL segments go
     every minute   widen        the wheels' window; retention of history files
@@ -28,11 +28,14 @@ from tickwheel.server.shard import Entry
 from tickwheel.server.slot import Slot
 from tickwheel.server.spec import decode_spec
 from tickwheel.server.store import ShardStore
-from tickwheel.server.table import GONE, Changes, Table
+from tickwheel.server.table import GONE, Changes
 
 log = get_logger(__name__)
 
 READ_AHEAD_EVERY_MS = 250
+LOOK_AGAIN_EVERY = 4
+"""Rounds: what is in sight is mostly at hand, and looking at each entry of it four times a second costs 5 % of a burst."""
+
 WIDEN_EVERY_MS = 5_000
 WATCH_CLOCK_EVERY_MS = 200
 FORWARD_STEP_MS = 60_000
@@ -80,6 +83,8 @@ class Keeper:
         self._stop = asyncio.Event()
         self._steps = StepDetector(runner.clock.now_ms(), runner.clock.monotonic_ms())
         self.flushed_ms = runner.clock.now_ms()
+        self._rounds = 0
+        self._looked_to_ms = 0
 
     # --- start and stop ---
 
@@ -180,17 +185,22 @@ class Keeper:
     # --- rows at hand ---
 
     async def read_ahead(self) -> None:
-        """Read the rows of what is due soon, so that firing waits for no disk."""
+        """Read the rows of what is due soon, so that firing waits for no disk. What is due already fires, or is read then."""
         now_ms = self._runner.clock.now_ms()
+        until_ms = now_ms + self.config.prefetch_ms
+        self._rounds += 1
+        again = self._rounds % LOOK_AGAIN_EVERY == 0
+        after_ms = now_ms if again else max(now_ms, self._looked_to_ms)
+        self._looked_to_ms = until_ms
         for slot in list(self._runner.slots.values()):
-            entries = self._unread(slot, now_ms + self.config.prefetch_ms)
+            entries = self._unread(slot, after_ms, until_ms)
             if entries:
                 await self._runner.admit(slot, entries)
 
-    def _unread(self, slot: Slot, until_ms: Ms) -> list[Entry]:
+    def _unread(self, slot: Slot, after_ms: Ms, until_ms: Ms) -> list[Entry]:
         table = slot.shard.table
         entries: list[Entry] = []
-        for entry in slot.shard.wheel.upcoming(until_ms):
+        for entry in slot.shard.wheel.upcoming(until_ms, after_ms):
             _, row, generation = entry
             if generation > 0:
                 known = table.job(row)
@@ -256,15 +266,15 @@ class Keeper:
         """Write what changed since the last flush, a few shards at a time, and forget it here once it is committed."""
         async with self._flush_lock:
             now_ms = self._runner.clock.now_ms()
-            await self._flush_those(lambda table: table.frozen is not None)
+            await self._flush_those(lambda slot: slot.shard.table.frozen is not None)
             if not self._runner.store_full:
-                await self._flush_those(lambda table: bool(table.active))
+                await self._flush_those(_has_news)
             if not self._runner.store_full:
                 self.flushed_ms = now_ms
 
-    async def _flush_those(self, wanted: Callable[[Table], bool]) -> None:
+    async def _flush_those(self, wanted: Callable[[Slot], bool]) -> None:
         """First what an earlier flush could not write, then what is new: so that after a flush the store has it all."""
-        slots = [slot for slot in self._slots.values() if wanted(slot.shard.table)]
+        slots = [slot for slot in self._slots.values() if wanted(slot)]
         for at in range(0, len(slots), SHARDS_PER_FLUSH):
             there = [slot for slot in slots[at : at + SHARDS_PER_FLUSH] if not slot.retired]
             await self._flush_some(there)
@@ -362,6 +372,11 @@ class Keeper:
                 reason="STORE_FULL",
             )
         return now_ms
+
+
+def _has_news(slot: Slot) -> bool:
+    """True while the store lags behind the log, be it by entries that changed no row: a copy of it says how far it is."""
+    return bool(slot.shard.table.active) or slot.store.applied.index < slot.applied
 
 
 def _trim(slot: Slot, rows: list[Row], now_ms: Ms) -> None:

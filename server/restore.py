@@ -2,6 +2,9 @@
 
     nightly/shard-0007/*  ──verify──► copy ──► data.restoring/shards/*  ──adjust──► data.restoring is renamed to data
 
+Of a node or of a cluster, onto a node that runs alone or is the first of a new cluster: the backup and the directory
+are the same. The directory is marked (`identity`), so that a node that starts on it with an etcd makes a cluster of it.
+
 Adjusting, so that what starts from it is right:
 - the epoch is raised by EPOCH_JUMP: the original went on from the backup's epoch, and targets that compare
   `Tickwheel-Epoch` would refuse a restored node which counted from there;
@@ -27,20 +30,13 @@ from typing import Final
 from tickwheel.server import codec, schedule
 from tickwheel.server.errors import FailedPrecondition
 from tickwheel.server.files import sync_directory
-from tickwheel.server.identity import DataDirectory
+from tickwheel.server.identity import DataDirectory, mark_restored
 from tickwheel.server.misfire import resolve
 from tickwheel.server.model import Delivery, JobRow, JobState, Ms, Once, Row, Spec, Status
 from tickwheel.server.spec import decode_spec
 from tickwheel.server.store import ShardStore, StoreOptions
-from tickwheel.server.store.backup import Backup, load_backup, shard_directory
-from tickwheel.server.store.snapshot import (
-    Snapshot,
-    damaged,
-    load_manifest,
-    main_name,
-    verify,
-    want_room,
-)
+from tickwheel.server.store.backup import Backup, load_backup, load_part, shard_directory
+from tickwheel.server.store.snapshot import Snapshot, main_name, verify, want_room
 from tickwheel.server.table import Changes
 
 EPOCH_JUMP: Final = 1 << 20
@@ -76,7 +72,7 @@ def restore(
     (SNAPSHOT_NO_ROOM), OSError. Then there is no `target`, and the next restore removes what is left beside it.
     """
     backup = load_backup(source)
-    snapshots = [_snapshot(source, number) for number in range(backup.shards)]
+    snapshots = [load_part(source, part) for part in backup.parts]
     if target.exists() and any(target.iterdir()):
         raise FailedPrecondition(
             f"{target} is not empty: restore into a new directory, and start the node on that",
@@ -92,6 +88,7 @@ def restore(
             _restore_shard(shard_directory(source, snapshot.shard), draft / "shards", snapshot)
             _look_through(draft / "shards", snapshot, report, now_ms, pause=pause)
             told(snapshot.shard + 1, backup.shards)
+        mark_restored(draft)
         _sync_all(draft / "shards")
         draft.rename(target)
         sync_directory(target.parent)
@@ -101,13 +98,6 @@ def restore(
     finally:
         directory.close()
     return report
-
-
-def _snapshot(source: Path, number: int) -> Snapshot:
-    snapshot = load_manifest(shard_directory(source, number))
-    if snapshot.shard != number:
-        raise damaged(f"{shard_directory(source, number)} holds shard {snapshot.shard}")
-    return snapshot
 
 
 def _restore_shard(source: Path, shards: Path, snapshot: Snapshot) -> None:

@@ -117,10 +117,11 @@ class Wheel:
                 least_ms = level_ms if least_ms is None else min(level_ms, least_ms)
         return least_ms
 
-    def upcoming(self, until_ms: Ms) -> Iterator[Entry]:
-        """Yield what is due by `until_ms` (inclusive), by due, and leave it. Nothing may change meanwhile."""
+    def upcoming(self, until_ms: Ms, after_ms: Ms = -1) -> Iterator[Entry]:
+        """Yield what is due behind `after_ms` and by `until_ms`, by due, and leave it. Nothing may change meanwhile."""
         return heapq.merge(
-            self._ready.upcoming(until_ms), *(level.upcoming(until_ms) for level in self._levels)
+            self._ready.upcoming(until_ms, after_ms),
+            *(level.upcoming(until_ms, after_ms) for level in self._levels),
         )
 
     def compact(self, alive: Alive) -> int:
@@ -270,11 +271,11 @@ class _Level:
             self.scan = (number, len(slot), least_ms)
         return least_ms
 
-    def upcoming(self, until_ms: Ms) -> Iterator[Entry]:
-        for number in sorted(n for n in self.slots if n << self.shift <= until_ms):
-            yield from sorted(
-                entry for entry in _entries(self.slots[number]) if entry[0] <= until_ms
-            )
+    def upcoming(self, until_ms: Ms, after_ms: Ms) -> Iterator[Entry]:
+        first, last = after_ms >> self.shift, until_ms >> self.shift
+        for number in sorted(n for n in self.slots if first <= n <= last):
+            entries = _entries(self.slots[number])
+            yield from sorted(entry for entry in entries if after_ms < entry[0] <= until_ms)
 
     def keep(self, alive: Alive) -> int:
         self.scan = (0, 0, 0)
@@ -357,8 +358,8 @@ class _Ready:
         """Every slot without what is taken, in order."""
         return [self.slots[due_ms][self.taken.get(due_ms, 0) :] for due_ms in sorted(self.slots)]
 
-    def upcoming(self, until_ms: Ms) -> Iterator[Entry]:
-        for due_ms in sorted(due_ms for due_ms in self.slots if due_ms <= until_ms):
+    def upcoming(self, until_ms: Ms, after_ms: Ms) -> Iterator[Entry]:
+        for due_ms in sorted(due_ms for due_ms in self.slots if after_ms < due_ms <= until_ms):
             yield from sorted(_entries(self.slots[due_ms][self.taken.get(due_ms, 0) :]))
 
     def keep(self, alive: Alive) -> int:

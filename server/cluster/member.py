@@ -2,12 +2,13 @@
 
     session held ──► election looks at every shard          news of the watch ──► view ──► peers, election
     enough hosts registered, a shard without a record ──► whoever comes first writes it (compare-and-swap)
+    the cluster was restored from a backup            ──► its founder alone writes them, and is the only voter at first
 
 Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ from tickwheel.server.cluster.view import View
 from tickwheel.server.errors import FailedPrecondition, TickwheelError
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
-from tickwheel.server.placement import place
+from tickwheel.server.placement import Site, place
 
 log = get_logger(__name__)
 
@@ -71,6 +72,29 @@ async def _found_or_made(etcd: Etcd, wanted: MetaRecord) -> MetaRecord | None:
     return wanted if isinstance(made, Done) else None
 
 
+async def found(etcd: Etcd, wanted: MetaRecord, prefix: str) -> MetaRecord:
+    """Begin the cluster of a restored directory, or go on with it if an earlier start got so far.
+
+    Raises FailedPrecondition (CLUSTER_EXISTS) when there is another one: what it acknowledged must not be mixed with
+    what was restored. Raises Unavailable, OutcomeUnknown: start again.
+    """
+    assert wanted.founder, "only a restored directory begins a cluster that has jobs"
+    await etcd.transact(
+        [absent(registry.META), absent(shard_key(0))], [Put(registry.META, wanted.encode())]
+    )
+    found = await etcd.get(registry.META)
+    there = decode(MetaRecord, found.item) if found else None
+    if there is None or there.cluster != wanted.cluster:
+        raise FailedPrecondition(
+            f"etcd holds another cluster below {prefix}, and this directory was restored to begin a new one. Choose "
+            "another --cluster NAME, for all nodes, and start this node first, the others on empty directories. Or, if "
+            f"that cluster is gone for good and no node of it runs: etcdctl del --prefix {prefix}",
+            reason="CLUSTER_EXISTS",
+            metadata={"prefix": prefix, "cluster": there.cluster if there else ""},
+        )
+    return there
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Self:
     """This node, for the others."""
@@ -87,8 +111,9 @@ class Member:
 
     def __init__(  # noqa: PLR0913 - it is where etcd, peers and election meet
         self, myself: Self, meta: MetaRecord, etcd: Etcd, view: View, *, election: Election,
-        peers: Peers, tasks: Tasks, hold: Callable[[int], None],
+        peers: Peers, tasks: Tasks, hold: Callable[[int], None], promised: Callable[[int], int],
     ) -> None:  # fmt: skip
+        """`hold` begins to hold a shard; `promised` is the highest epoch that this node's copy of one knows."""
         self._self = myself
         self._meta = meta
         self._etcd = etcd
@@ -97,6 +122,7 @@ class Member:
         self._peers = peers
         self._tasks = tasks
         self._hold = hold
+        self._promised = promised
         self._session: Session | None = None
         self._changed: list[Callable[[], None]] = []
         self._stop = asyncio.Event()
@@ -185,22 +211,29 @@ class Member:
         """True when every shard has a record."""
         view, meta = self._view, self._meta
         missing = [number for number in range(meta.shards) if number not in view.shards]
-        if not view.revision or (missing and not self._hosts_enough()):
+        if not view.revision or (missing and not self._may_place()):
             return False
         sites = view.sites(view.may_lead)
         for at in range(0, len(missing), PLACED_AT_ONCE):
             chunk = missing[at : at + PLACED_AT_ONCE]
             guards = [guard for number in chunk for guard in first_guards(number)]
-            puts = [
-                Put(shard_key(n), ShardRecord(place(n, sites, meta.replicas)).encode())
-                for n in chunk
-            ]
+            puts = [Put(shard_key(n), self._first_record(n, sites).encode()) for n in chunk]
             try:
                 await self._etcd.transact(guards, puts)
             except TickwheelError as error:
                 log.warning("placing shards failed: %s", error, extra={"first": chunk[0]})
                 return False
         return not missing
+
+    def _first_record(self, number: int, sites: Mapping[NodeId, Site]) -> ShardRecord:
+        """Of a cluster that begins empty any nodes; of a restored one its founder, at an epoch above all of before."""
+        if self._meta.founder:
+            return ShardRecord((self._self.id,), epoch=self._promised(number))
+        return ShardRecord(place(number, sites, self._meta.replicas))
+
+    def _may_place(self) -> bool:
+        founder = self._meta.founder
+        return founder == self._self.id if founder else self._hosts_enough()
 
     def _hosts_enough(self) -> bool:
         hosts = {site.host for site in self._view.sites(self._view.may_lead).values()}

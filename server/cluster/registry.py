@@ -1,6 +1,6 @@
 """Floor 3. What the cluster keeps in etcd: keys, records and their JSON, and the compares that guard each change.
 
-    meta                {format, cluster, shards, replicas}      made once, by the first node
+    meta                {format, cluster, shards, replicas, founder}      made once, by the first node
     nodes/<store>       {peer, grpc, http, host, zone, ...}      on the node's lease: its create revision is its session
     members/<store>     {state}                                  active, draining, suspect, removed; no key: active
     shards/<n>          {epoch, leader, session, released, voters, learners, config}     never leased
@@ -64,12 +64,17 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class MetaRecord(Record):
-    """What can't change any more once the cluster exists. `cluster` is a uuid, 32 hexadecimal digits."""
+    """What can't change any more once the cluster exists. `cluster` is a uuid, 32 hexadecimal digits.
+
+    `founder`: a cluster that was restored from a backup begins on this node, which holds every shard, and on no other;
+    "" for one that begins empty.
+    """
 
     cluster: str
     shards: int
     replicas: int
     format: int = FORMAT
+    founder: NodeId = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,7 @@ def take(
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         empty = not any(directory.iterdir())
     except OSError as error:
-        raise _reported(error, directory) from error
+        raise reported(error, directory) from error
     if not empty:
         raise _failed(f"{directory} is not empty")
     try:
@@ -206,7 +206,7 @@ def take(
             for path in directory.iterdir():
                 path.unlink()
         if isinstance(error, OSError | sqlite3.Error):
-            raise _reported(error, directory) from error
+            raise reported(error, directory) from error
         raise
 
 
@@ -293,7 +293,7 @@ def _failed(what: str) -> FailedPrecondition:
     return FailedPrecondition(f"no snapshot was taken: {what}", reason="SNAPSHOT_FAILED")
 
 
-def _reported(
+def reported(
     error: OSError | sqlite3.Error, directory: Path
 ) -> ResourceExhausted | FailedPrecondition:
     """A failing backup disk is not a failing store: the node goes on."""
@@ -343,7 +343,7 @@ def verifying(directory: Path, snapshot: Snapshot) -> Slices[None]:
     for file in snapshot.files:
         main = file.name == main_name(snapshot.shard)
         try:
-            with closing(_open_still(directory / file.name)) as db:
+            with closing(open_still(directory / file.name)) as db:
                 known = shard_store.FORMAT if main else history.FORMAT
                 _verify_format(db, file.name, known)
                 if main:
@@ -371,7 +371,7 @@ def _verify_bytes(directory: Path, file: SnapshotFile) -> Slices[None]:
         raise damaged(f"{file.name} does not have the digest of its manifest")
 
 
-def _open_still(path: Path) -> sqlite3.Connection:
+def open_still(path: Path) -> sqlite3.Connection:
     """A connection to a file that nobody changes: no locks, and no journal is made beside it."""
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
     db.execute(f"PRAGMA cache_size = -{_CHECK_CACHE_BYTES // 1024}")

@@ -19,7 +19,7 @@ MUTATIONS: dict[str, Mutation] = {
     for mutation in (
         Mutation("no_fence", "M1: the new leader starts on one promise, its own or any other", "plain", seed=4),
         Mutation("count_old_epochs", "M2: entries of older epochs are committed by counting, no EPOCH_START", "turns", seed=854),
-        Mutation("reconfig_before_noop", "M3: voters change before EPOCH_START is committed", "turns-change", ("L9",)),
+        Mutation("reconfig_before_noop", "M3: voters change before EPOCH_START is committed", "x-turns", ("L9",)),
         Mutation("no_joint", "M4: commits under the old voters alone while the CAS is under way", "change", ("L9",), seed=130),
         Mutation("fence_one_short", "M5: the fence has one voter too few", "plain", seed=4),
         Mutation("promise_volatile", "M6: a promise is forgotten in a crash", "x-promise", masked=("L2", "L5")),

@@ -204,6 +204,12 @@ SEARCHES: dict[str, Scope] = {
         replace(_TWO, name="x-drift", hold=3, margin=1, budget=_FEW._replace(skew=1)),
         replace(_TWO, name="x-queue", budget=_FEW, weights=_only(*_LEASED, "fire", "arm")),
         Scope(
+            "x-turns",  # one leader after the other, and a change of voters between
+            "ABC", "ABC", hold=0, coarse=True, tiny=True, epochs_max=3, log_max=3, msgs_max=0, kinds="w",
+            hows=("call",), budget=_FEW._replace(revoke=1, reconfig=1, late=0), takers="B", shapes=("BC",),
+            weights=_only(*_CORE, "reconfig", "cas"),
+        ),
+        Scope(
             "x-promise", "ABC", "ABC", hold=0, coarse=True, tiny=True, epochs_max=2, log_max=3, msgs_max=0,
             kinds="w", hows=("call",), budget=_FEW._replace(crash=1), takers="C", deaf="C",
             weights=_only(*_CORE),

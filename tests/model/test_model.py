@@ -2,10 +2,10 @@
 
 import pytest
 from tests.model.__main__ import told, world_of
-from tests.model.explore import Found, search, shorten, step, walk
+from tests.model.explore import Found, search, shorten, walk
 from tests.model.mutations import MUTATIONS, Mutation
 from tests.model.scopes import SEARCHES, VARIANTS
-from tests.model.state import Breach, fence_quorum, quorum
+from tests.model.state import fence_quorum, quorum
 from tests.model.world import World
 
 WALKS = 20
@@ -62,32 +62,3 @@ def test_a_counterexample_is_short_and_can_be_replayed_and_read() -> None:
 def test_any_commit_quorum_meets_any_fence_quorum(size: int) -> None:
     voters = "ABCDEFG"[:size]
     assert quorum(voters) + fence_quorum(voters) == size + 1
-
-
-STORY = (  # M3: a leader that does not know yet what is committed moves the voters away from it
-    ("propose", "A"), ("append", "A", "B", 1), ("commit", "A"), ("revoke", "A"), ("take", "B"),
-    ("fence", "B", "B"), ("fence", "B", "C"), ("adopt", "B"), ("reconfig", "B"),
-    ("append", "B", "D", 0), ("append", "B", "C", 0), ("cas", "B"), ("revoke", "B"),
-    ("take", "C"), ("fence", "C", "C"), ("fence", "C", "D"), ("adopt", "C"),
-)  # fmt: skip
-
-
-def test_voters_change_only_after_the_epochs_own_entry_is_committed() -> None:
-    with pytest.raises(Breach, match="L4"):
-        tell(world_of("turns-change", "reconfig_before_noop"))
-    with pytest.raises(LookupError, match="reconfig"):
-        tell(world_of("turns-change"))
-
-
-def tell(world: World) -> None:
-    """Carry the story out, each time the first move that fits and sends least."""
-    state = world.start()
-    for kind, node, *rest in STORY:
-        fitting = [
-            move
-            for move in world.options(state, kind)
-            if move.node == node and list(rest) in ([], [move.peer], [move.peer, move.first])
-        ]
-        if not fitting:
-            raise LookupError(kind)
-        state = step(world, state, min(fitting, key=lambda move: move.many))

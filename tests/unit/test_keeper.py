@@ -13,14 +13,14 @@ from prometheus_client import CollectorRegistry
 from tickwheel.server.codec import encode_status
 from tickwheel.server.config import Config
 from tickwheel.server.errors import ResourceExhausted
-from tickwheel.server.keeper import FIRST_WINDOW_MS, LEARN_PAGE, Keeper
+from tickwheel.server.keeper import FIRST_WINDOW_MS, LEARN_PAGE, LOOK_AGAIN_EVERY, Keeper
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import JobRow, JobState, Ms, Status
 from tickwheel.server.placement import key_of
-from tickwheel.server.query import Due
-from tickwheel.server.shard import Shard
+from tickwheel.server.query import Applied, Due
+from tickwheel.server.shard import Entry, Shard
 from tickwheel.server.slot import Slot
-from tickwheel.server.table import GONE, UNKNOWN, Table
+from tickwheel.server.table import GONE, UNKNOWN, Changes, Table
 
 T = TypeVar("T")
 
@@ -58,15 +58,22 @@ class Keys:
 class FakeRunner:
     def __init__(self, slot: Slot) -> None:
         self.slots = {0: slot}
+        self.store = SimpleNamespace(query=self.read, flush=self.read)
+        self.store_full = False
+        self.table_bytes = 0
         self.now_ms = NOW
-        self.clock = SimpleNamespace(now_ms=lambda: self.now_ms, monotonic_ms=lambda: 0)
+        self.admitted: list[list[Ms]] = []
+        self.clock = SimpleNamespace(
+            now_ms=lambda: self.now_ms, monotonic_ms=lambda: 0, monotonic=lambda: 0.0
+        )
 
     async def read(self, work: Callable[[], T]) -> T:
         return work()
 
-    @property
-    def store(self) -> SimpleNamespace:
-        return SimpleNamespace(query=self.read)
+    async def admit(self, slot: Slot, entries: list[Entry]) -> bool:
+        assert slot is self.slots[0]
+        self.admitted.append([due_ms for due_ms, _, _ in entries])
+        return True
 
     def touch(self, slot: Slot) -> None:
         assert slot is self.slots[0]
@@ -109,6 +116,35 @@ def test_a_window_fills_to_its_share_where_little_is_due() -> None:
         assert loaded > NOW
         await keeper.widen()
         assert shard.horizon_ms == loaded
+
+    asyncio.run(run())
+
+
+class Follows:
+    """A store that takes what it is given."""
+
+    def __init__(self) -> None:
+        self.applied = Applied()
+        self.flushes: list[int] = []
+
+    def flush(self, changes: Changes, applied: Applied) -> None:
+        assert not changes
+        self.applied = applied
+        self.flushes.append(applied.index)
+
+
+def test_entries_that_changed_no_row_are_flushed_once_too() -> None:
+    """The first entry of a leadership is such a one; a copy of the store has to say that it reaches so far."""
+
+    async def run() -> None:
+        keeper, runner, _ = make()
+        slot, store = runner.slots[0], Follows()
+        slot.store = cast(Any, store)
+        await keeper.flush()
+        slot.index = slot.applied = 7
+        await keeper.flush()
+        await keeper.flush()
+        assert store.flushes == [7]
 
     asyncio.run(run())
 
@@ -163,5 +199,22 @@ def test_a_store_that_was_replaced_meanwhile_may_fail(retired: bool) -> None:
         else:
             with pytest.raises(sqlite3.ProgrammingError):
                 await keeper.learn()
+
+    asyncio.run(run())
+
+
+def test_rows_are_read_as_they_come_into_sight_and_now_and_then_all_of_them() -> None:
+    async def run() -> None:
+        keeper, runner, shard = make()
+        for step_ms in range(-500, 4_000, 500):
+            shard.wheel.add(NOW + step_ms, step_ms + 1_000, 1)
+        sight_ms = keeper.config.prefetch_ms
+        assert sight_ms == 2_000
+        for _ in range(LOOK_AGAIN_EVERY):
+            await keeper.read_ahead()
+            runner.now_ms += 500
+        in_sight = [NOW + ms for ms in (500, 1_000, 1_500, 2_000)]
+        again = [NOW + ms for ms in (2_000, 2_500, 3_000, 3_500)]
+        assert runner.admitted == [in_sight, [NOW + 2_500], [NOW + 3_000], again]
 
     asyncio.run(run())

@@ -1,6 +1,7 @@
 """A node joins: the cluster's own record, its session, the watch, and the first placement."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -8,7 +9,7 @@ from tests.sim.etcd import SimEtcd, SimMemory, Way
 from tests.unit.cluster_kit import A, B, C, node_record, now_s, put, run, sim_etcd, until
 
 from tickwheel.server.cluster.elect import Election
-from tickwheel.server.cluster.member import PLACED_AT_ONCE, Member, Self, join
+from tickwheel.server.cluster.member import PLACED_AT_ONCE, Member, Self, found, join
 from tickwheel.server.cluster.peer_port import Member as Peer
 from tickwheel.server.cluster.peer_port import Peers
 from tickwheel.server.cluster.ports import Delete, Held, Put
@@ -70,6 +71,40 @@ def test_a_node_that_is_set_up_for_another_cluster_is_refused(other: MetaRecord)
     run(story())
 
 
+RESTORED = MetaRecord("3" * 32, SHARDS, 3, founder=A)
+
+
+def test_a_restored_cluster_begins_once_and_only_where_there_is_none() -> None:
+    async def story() -> None:
+        etcd = sim_etcd()
+        port = etcd.port("a")
+        assert await found(port, RESTORED, "/tw/") == RESTORED
+        assert await found(port, RESTORED, "/tw/") == RESTORED, "a start that was broken off"
+        assert await join(etcd.port("b"), MINE) == RESTORED
+        for there in (replace(RESTORED, cluster="4" * 32), MINE):
+            other = sim_etcd()
+            await join(other.port("b"), there)
+            with pytest.raises(
+                FailedPrecondition, match=r"below /tw/.* another --cluster"
+            ) as caught:
+                await found(other.port("a"), RESTORED, "/tw/")
+            assert caught.value.reason == "CLUSTER_EXISTS"
+            assert caught.value.metadata["cluster"] == there.cluster
+
+    run(story())
+
+
+def test_records_of_shards_alone_are_a_cluster_too() -> None:
+    async def story() -> None:
+        etcd = sim_etcd()
+        await put(etcd.port("b"), shard_key(0), ShardRecord((B,)))
+        with pytest.raises(FailedPrecondition, match="etcdctl del --prefix /tw/"):
+            await found(etcd.port("a"), RESTORED, "/tw/")
+        assert META not in etcd.store.items
+
+    run(story())
+
+
 # --- one node ---
 
 
@@ -105,7 +140,9 @@ class FakePeers:
 class Node:
     """A member with all that it tells."""
 
-    def __init__(self, name: NodeId, etcd: SimEtcd, record: NodeRecord | None = None) -> None:
+    def __init__(
+        self, name: NodeId, etcd: SimEtcd, record: NodeRecord | None = None, meta: MetaRecord = MINE
+    ) -> None:
         self.name = name
         self.view = View()
         self.election = FakeElection()
@@ -120,8 +157,9 @@ class Node:
             memory=self.memory,
         )  # fmt: skip
         self.member = Member(
-            myself, MINE, self.port, self.view, election=cast("Election", self.election),
+            myself, meta, self.port, self.view, election=cast("Election", self.election),
             peers=cast("Peers", self.peers), tasks=Tasks(self.faults.append), hold=self.held.append,
+            promised=lambda number: 100 + number,
         )  # fmt: skip
         self.member.on_change(self._changed)
 
@@ -129,12 +167,17 @@ class Node:
         self.changes += 1
 
 
-def told(*names: NodeId, tell: Any, records: dict[NodeId, NodeRecord] | None = None) -> None:
+def told(
+    *names: NodeId,
+    tell: Any,
+    records: dict[NodeId, NodeRecord] | None = None,
+    meta: MetaRecord | None = None,
+) -> None:
     """Start these nodes, tell the story, stop them; nothing unforeseen may have happened."""
 
     async def story() -> None:
         etcd = sim_etcd()
-        nodes = {name: Node(name, etcd, (records or {}).get(name)) for name in names}
+        nodes = {name: Node(name, etcd, (records or {}).get(name), meta or MINE) for name in names}
         try:
             await tell(etcd, nodes)
         finally:
@@ -280,6 +323,23 @@ def test_the_first_placement_waits_for_hosts() -> None:
             assert (sorted(record.voters), record.epoch, record.leader) == ([A, B, C], 0, "")
 
     told(A, B, C, tell=tell)
+
+
+def test_a_restored_cluster_is_placed_on_its_founder_alone() -> None:
+    """However many others are there: they hold nothing, and could agree on that."""
+
+    async def tell(etcd: SimEtcd, nodes: dict[NodeId, Node]) -> None:
+        for name in (B, C, "d" * 32):
+            nodes[name].member.start()
+        await asyncio.sleep(5)
+        assert records(etcd) == {}
+        nodes[A].member.start()
+        await until(lambda: len(records(etcd)) == SHARDS)
+        for number, record in records(etcd).items():
+            assert record == ShardRecord((A,), epoch=100 + number), "above all that its copy knows"
+        await until(lambda: len(nodes[A].held) >= SHARDS)
+
+    told(A, B, C, "d" * 32, tell=tell, meta=RESTORED)
 
 
 def test_two_nodes_of_one_host_are_one_host() -> None:

@@ -12,7 +12,7 @@ from tests.unit import shard_kit as kit
 from tickwheel.server import codec
 from tickwheel.server import restore as room
 from tickwheel.server.errors import FailedPrecondition, ResourceExhausted
-from tickwheel.server.identity import DataDirectory
+from tickwheel.server.identity import DataDirectory, check_shards, restored
 from tickwheel.server.model import (
     MS_PER_DAY,
     Delivery,
@@ -30,10 +30,14 @@ from tickwheel.server.query import Applied
 from tickwheel.server.restore import EPOCH_JUMP, restore
 from tickwheel.server.spec import encode_spec
 from tickwheel.server.store import ShardStore, StoreOptions
+from tickwheel.server.store import backup as backups
 from tickwheel.server.store.backup import (
     MANIFEST,
     Backup,
+    Part,
+    count_namespaces,
     load_backup,
+    part_of,
     shard_directory,
     write_manifest,
 )
@@ -105,9 +109,12 @@ def source(tmp_path: Path) -> Path:
             }
             store._history.write(ended)
     backup = tmp_path / "backup"
+    parts: list[Part] = []
     for number in range(2):
-        take(shards, number, shard_directory(backup, number))
-    write_manifest(backup, Backup(2, NOW - 9, NOW - 8, "0.1", "ab", "cd"))
+        directory = shard_directory(backup, number)
+        parts.append(part_of(directory, take(shards, number, directory), "cd"))
+    counts = count_namespaces(backup, range(2))
+    write_manifest(backup, Backup(2, NOW - 9, NOW - 8, "0.1", "ab", "cd", counts, tuple(parts)))
     return backup
 
 
@@ -197,14 +204,31 @@ def flip(source: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [lose_shard, swap_shards, flip])
+def mix(source: Path) -> None:
+    """A shard of another backup, whole in itself."""
+    with closing(ShardStore.open(source, 1, StoreOptions())) as store:
+        store.flush(Changes(jobs={1: JOBS[1]}), Applied(7, 3, 2, NOW - 9))
+    for path in shard_directory(source, 1).iterdir():
+        path.unlink()
+    take(source, 1, shard_directory(source, 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "words"),
+    [
+        (lose_shard, "SNAPSHOT_DAMAGED", "shard-0001 has no manifest.json"),
+        (swap_shards, "BACKUP_DAMAGED", "shard-0000/manifest.json is not the one"),
+        (mix, "BACKUP_DAMAGED", "shard-0001/manifest.json is not the one"),
+        (flip, "SNAPSHOT_DAMAGED", "shard-0001.db does not have the digest"),
+    ],
+)
 def test_a_damaged_backup_leaves_nothing(
-    source: Path, tmp_path: Path, damage: Callable[[Path], None]
+    source: Path, tmp_path: Path, damage: Callable[[Path], None], reason: str, words: str
 ) -> None:
     damage(source)
-    with pytest.raises(FailedPrecondition) as caught:
+    with pytest.raises(FailedPrecondition, match=words) as caught:
         restore(source, tmp_path / "new", NOW)
-    assert caught.value.reason == "SNAPSHOT_DAMAGED"
+    assert caught.value.reason == reason
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "new.restoring").exists()
 
@@ -221,14 +245,25 @@ def test_no_room_leaves_nothing(
     assert not (tmp_path / "new.restoring").exists()
 
 
-GOOD = {
-    "format": 1,
+PART: dict[str, object] = {
+    "shard": 0,
+    "index": 1,
+    "epoch": 1,
+    "time_ms": 1,
+    "size_bytes": 1,
+    "node": "",
+    "manifest_sha256": "",
+}
+GOOD: dict[str, object] = {
+    "format": 2,
     "shards": 2,
     "start_ms": 1,
     "end_ms": 2,
     "version": "",
     "cluster": "",
     "store": "",
+    "namespaces": {},
+    "parts": [PART, {**PART, "shard": 1}],
 }
 
 
@@ -238,10 +273,13 @@ GOOD = {
         (b"{", "can't be read"),
         (b"[]", "can't be read"),
         (b"{}", "can't be read"),
-        (json.dumps({**GOOD, "format": 2, "more": 1}).encode(), "has format 2"),
+        (json.dumps({**GOOD, "format": 3, "more": 1}).encode(), "has format 3"),
         (json.dumps({**GOOD, "more": 1}).encode(), "can't be read"),
         (json.dumps({**GOOD, "shards": 0}).encode(), "has 0 shards"),
         (json.dumps({**GOOD, "shards": "2"}).encode(), "has '2' shards"),
+        (json.dumps({**GOOD, "parts": [{**PART, "more": 1}]}).encode(), "can't be read"),
+        (json.dumps({**GOOD, "parts": [PART]}).encode(), "does not name each of 2 shards"),
+        (json.dumps({**GOOD, "parts": [PART, PART]}).encode(), "does not name each of 2 shards"),
     ],
 )
 def test_what_is_no_backup_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
@@ -251,6 +289,39 @@ def test_what_is_no_backup_is_refused(tmp_path: Path, data: bytes, words: str) -
     with pytest.raises(FailedPrecondition, match=words) as caught:
         load_backup(tmp_path)
     assert caught.value.reason == "BACKUP_DAMAGED"
+
+
+def test_the_manifest_tells_whose_jobs_they_are(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_backup(source).namespaces == {"default": 9}
+    found = load_backup(source).parts
+    assert [(part.shard, part.index, part.epoch) for part in found] == [(0, 40, 3), (1, 0, 0)]
+    monkeypatch.setattr(backups, "NAMESPACES_MAX", 0)
+    assert count_namespaces(source, range(2)) == {"": 9}, "those that are not named"
+    (shard_directory(source, 1) / "shard-0001.db").write_bytes(b"x" * 9_000)
+    with pytest.raises(FailedPrecondition, match=r"shard-0001.db can't be read"):
+        count_namespaces(source, range(2))
+
+
+def test_a_restored_directory_may_begin_a_cluster_until_a_node_has_started_on_it(
+    source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "new"
+    assert restored(target) is None
+    restore(source, target, NOW)
+    found = restored(target)
+    assert found is not None
+    assert found.shards == 2
+    check_shards(target, found, 2)
+    with pytest.raises(FailedPrecondition, match="set shards = 2"):
+        check_shards(target, found, 64)
+    directory = DataDirectory(target, shards=2, cluster=found.cluster)
+    assert (restored(target), directory.identity) == (found, found)
+    directory.settle_in()
+    directory.settle_in()
+    directory.close()
+    assert restored(target) is None
 
 
 def test_the_backup_is_not_changed(source: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_full_disk_within_sqlite_is_no_failing_store(
 ) -> None:
     full = sqlite3.OperationalError("database or disk is full")
     full.sqlite_errorcode = sqlite3.SQLITE_FULL
-    assert snapshots._reported(full, tmp_path).reason == "SNAPSHOT_NO_ROOM"
+    assert snapshots.reported(full, tmp_path).reason == "SNAPSHOT_NO_ROOM"
     assert store.applied.index == 6
     assert home.exists()
 

@@ -177,6 +177,10 @@ def test_upcoming_is_ordered_inclusive_and_takes_nothing() -> None:
     wheel.add(10**7, 6, 1)
     assert [row for _, row, _ in wheel.upcoming(3_499)] == [3, 2, 1, 5]
     assert [row for _, row, _ in wheel.upcoming(3_500)] == [3, 2, 1, 5, 4]
+    assert [row for _, row, _ in wheel.upcoming(3_500, 999)] == [3, 2, 1, 5, 4]
+    assert [row for _, row, _ in wheel.upcoming(3_500, 1_000)] == [2, 1, 5, 4]
+    assert [row for _, row, _ in wheel.upcoming(10**7, 3_400)] == [4, 6]
+    assert list(wheel.upcoming(3_000, 3_399)) == []
     assert len(wheel) == 6
     wheel.check()
 

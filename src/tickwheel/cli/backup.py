@@ -1,7 +1,8 @@
-"""`tickwheel backup` asks a running node for a copy of itself; `tickwheel restore` makes a data directory of one.
+"""`tickwheel backup` asks a running node for a copy of itself, or of all its cluster; `tickwheel restore` makes a data
+directory of one.
 
 The backup lies on the node's machine. Restoring works on directories alone, needs the server's package, and says what
-the restored node will do when it starts.
+the restored node will do when it starts, alone or as the first one of a new cluster.
 """
 
 import os
@@ -33,10 +34,10 @@ CONNECT_TIMEOUT_S = 10.0
 @with_connection()
 @click.pass_obj
 def backup(settings: Settings, name: str) -> None:
-    """Copy all that a running node holds, while it goes on.
+    """Copy all that a running node holds, or its whole cluster, while it goes on.
 
     NAME is that of a new directory below the node's --backup-dir, on its machine; by default the time. Everything that
-    was answered before is in it. Interrupting it leaves nothing behind.
+    was answered before is in it, by whichever node. Interrupting it leaves nothing behind.
     """
     last = None
     with _told("shards copied") as told:
@@ -61,7 +62,9 @@ def _steps(settings: Settings, name: str) -> "Iterator[CreateBackupResponse]":
     try:
         addresses = addresses_of(settings.server)
         if len(addresses) != 1:
-            raise click.UsageError("Name the one node to copy with --server host:port.")
+            raise click.UsageError(
+                "Name the one node whose machine shall have it: --server host:port."
+            )
         with grpc.insecure_channel(addresses[0]) as channel:
             grpc.channel_ready_future(channel).result(CONNECT_TIMEOUT_S)
             request = CreateBackupRequest(backup_id=name)
@@ -83,7 +86,9 @@ def _steps(settings: Settings, name: str) -> "Iterator[CreateBackupResponse]":
 def restore(directory: Path, data_dir: Path, *, paused: bool) -> None:
     """Make a data directory of the backup in DIRECTORY, for a node to start on.
 
-    The backup is checked, byte for byte, and not changed. What will fire is told before anything can.
+    The node may run alone; or be the first of a new cluster, with a --cluster name that etcd does not know: then the others
+    start after it, on empty directories. The backup is checked, byte for byte, and not changed. What will fire is told
+    before anything can.
     """
     try:
         from tickwheel.server.errors import TickwheelError  # noqa: PLC0415 - an extra

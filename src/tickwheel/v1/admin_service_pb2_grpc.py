@@ -228,11 +228,11 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateBackup(self, request, context):
-        """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
-        goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
-        stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-        FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
-        ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+        """Copies every shard, of a cluster too, into a new directory of the machine of the node that answers, below its
+        `backup_dir`, while they go on. Shard after shard, each of one moment after the call and from its leader; `tickwheel
+        restore` makes a data directory of it. The stream tells each shard and ends when the backup is whole and durable;
+        ending the call before gives it up. FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY. ALREADY_EXISTS.
+        RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM. UNAVAILABLE: BACKUP_SHARD_MISSING (a shard had no leader for 15 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

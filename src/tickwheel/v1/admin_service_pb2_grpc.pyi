@@ -67,11 +67,11 @@ class AdminServiceStub:
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSecretRequest, _empty_pb2.Empty]
     """Removes a secret. Attempts that need it fail from then on."""
     CreateBackup: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.CreateBackupRequest, _admin_service_pb2.CreateBackupResponse]
-    """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
-    goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
-    stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-    FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
-    ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+    """Copies every shard, of a cluster too, into a new directory of the machine of the node that answers, below its
+    `backup_dir`, while they go on. Shard after shard, each of one moment after the call and from its leader; `tickwheel
+    restore` makes a data directory of it. The stream tells each shard and ends when the backup is whole and durable;
+    ending the call before gives it up. FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY. ALREADY_EXISTS.
+    RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM. UNAVAILABLE: BACKUP_SHARD_MISSING (a shard had no leader for 15 s).
     """
 
 @_typing.type_check_only
@@ -110,11 +110,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSecretRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a secret. Attempts that need it fail from then on."""
     CreateBackup: _aio.UnaryStreamMultiCallable[_admin_service_pb2.CreateBackupRequest, _admin_service_pb2.CreateBackupResponse]  # type: ignore[assignment]
-    """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
-    goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
-    stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-    FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
-    ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+    """Copies every shard, of a cluster too, into a new directory of the machine of the node that answers, below its
+    `backup_dir`, while they go on. Shard after shard, each of one moment after the call and from its leader; `tickwheel
+    restore` makes a data directory of it. The stream tells each shard and ends when the backup is whole and durable;
+    ending the call before gives it up. FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY. ALREADY_EXISTS.
+    RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM. UNAVAILABLE: BACKUP_SHARD_MISSING (a shard had no leader for 15 s).
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -246,11 +246,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.CreateBackupResponse], _abc.AsyncIterator[_admin_service_pb2.CreateBackupResponse]]:
-        """Copies what the node that answers holds into a new directory of its own machine, below its `backup_dir`, while it
-        goes on. Shard after shard, each of one moment after the call; `tickwheel restore` makes a data directory of it. The
-        stream tells each shard and ends when the backup is whole and durable; ending the call before gives it up.
-        FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY, BACKUP_PARTIAL (the node does not hold every shard).
-        ALREADY_EXISTS. RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM.
+        """Copies every shard, of a cluster too, into a new directory of the machine of the node that answers, below its
+        `backup_dir`, while they go on. Shard after shard, each of one moment after the call and from its leader; `tickwheel
+        restore` makes a data directory of it. The stream tells each shard and ends when the backup is whole and durable;
+        ending the call before gives it up. FAILED_PRECONDITION: BACKUP_DIR_UNSET, BACKUP_UNDER_WAY. ALREADY_EXISTS.
+        RESOURCE_EXHAUSTED: SNAPSHOT_NO_ROOM. UNAVAILABLE: BACKUP_SHARD_MISSING (a shard had no leader for 15 s).
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
