@@ -118,7 +118,7 @@ class Links:
         while True:
             index = self._used
             if self._closed:
-                raise Unavailable("this client is closed", reason="CLIENT_CLOSED")
+                raise _closed()
             try:
                 stub = await self._ready(index, deadline)
                 return await pick(stub)(
@@ -185,7 +185,7 @@ class Links:
     ) -> AsyncGenerator[Answer]:
         """One stream to one address. Raises TickwheelError."""
         if self._closed:
-            raise Unavailable("this client is closed", reason="CLIENT_CLOSED")
+            raise _closed()
         stub = await self._ready(index, deadline)
         call = pick(stub)(request, metadata=self._metadata)
         try:
@@ -199,6 +199,11 @@ class Links:
             raise from_call(broken) from None
         except TimeoutError:
             raise Unavailable(f"nothing was heard for {silence_s} s", reason="SILENT") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or task is None or task.cancelling():
+                raise
+            raise _closed() from None  # gRPC cancels what it reads when a channel is closed
         finally:
             call.cancel()
 
@@ -251,6 +256,10 @@ class Links:
         for channel, _ in self._open.values():
             await channel.close()
         self._open.clear()
+
+
+def _closed() -> Unavailable:
+    return Unavailable("this client is closed", reason="CLIENT_CLOSED")
 
 
 def may_repeat(error: TickwheelError, *, repeatable: bool) -> bool:

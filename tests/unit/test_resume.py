@@ -58,6 +58,9 @@ def test_a_token_of_another_version_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_index_that_is_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tickwheel.server.api.resume._varint", lambda _: b"\x80")
+    def cut(_index: int) -> bytes:
+        return b"\x80"
+
+    monkeypatch.setattr("tickwheel.server.api.resume._varint", cut)
     token = encode_resume([1], *ARGUMENTS)
     assert reason(token, 1, *ARGUMENTS) == "RESUME_TOKEN_INVALID"
