@@ -154,7 +154,8 @@ async def test_a_silent_stream_is_asked_for_again(monkeypatch: pytest.MonkeyPatc
 
 async def test_patience_ends() -> None:
     server = fakes.FakeJobs()
-    server.watch = script(*[([], cut)] * 99)
+    nothing: list[pb.WatchExecutionsResponse] = []
+    server.watch = script(*[(nothing, cut)] * 99)
     async with connected(server) as connection:
         with pytest.raises(client.Unavailable, match="cut"):
             await take(connection, 1, patience_s=0.3)
