@@ -30,15 +30,23 @@ EXECUTION_BYTES = 120
 """What an execution takes beside its bytes, roughly."""
 
 Images = Sequence[tuple[Row, bytes]]
+"""Executions as a change left them, by their rows."""
 
 
 class Change(NamedTuple):
-    """The executions that one entry of the log changed, as stored; `time_ms` is the batch's."""
+    """The executions that one entry of the log changed, as stored; `time_ms` is the batch's.
+
+    `told_ms` is when this node was told, by the clock of `age`; `size_bytes` what it takes in memory, roughly. The only
+    object of a batch that the garbage collector has to visit: of tuples of plain things it lets go.
+    """
 
     entry: int
     time_ms: Ms
     live: Images
     ended: Images
+    told_ms: Ms
+    size_bytes: int
+    feed: "Feed"
 
     def images(self) -> Iterator[bytes]:
         """The executions after the change."""
@@ -52,12 +60,6 @@ class Change(NamedTuple):
         """How many executions."""
         return len(self.live) + len(self.ended)
 
-    @property
-    def size_bytes(self) -> int:
-        """What it takes in memory, roughly."""
-        size = sum(len(data) for data in self.images())
-        return size + ENTRY_BYTES + EXECUTION_BYTES * self.touched
-
 
 class Feeds:
     """The feeds of one node, and the memory that they share."""
@@ -67,8 +69,8 @@ class Feeds:
         self.bytes_held = 0
         self.listeners: set[Callable[[], None]] = set()
         """Called when executions changed; bounded by who adds them."""
-        self._now_ms: Ms = 0
-        self._order: deque[tuple[Ms, Feed, Change]] = deque()  # bounded by bytes_max
+        self.now_ms: Ms = 0
+        self._order: deque[Change] = deque()  # bounded by bytes_max
 
     def open(self, applied: int) -> "Feed":
         """The feed of a shard that is applied up to there, and of which nothing is known before."""
@@ -76,22 +78,22 @@ class Feeds:
 
     def age(self, monotonic_ms: Ms) -> None:
         """It is that late: forget what is old. Called every now and then."""
-        self._now_ms = monotonic_ms
-        while self._order and self._order[0][0] < monotonic_ms - AGE_MS:
+        self.now_ms = monotonic_ms
+        while self._order and self._order[0].told_ms < monotonic_ms - AGE_MS:
             self._forget_oldest()
 
-    def took(self, feed: "Feed", change: Change) -> None:
+    def took(self, change: Change) -> None:
         """A feed holds one more."""
         self.bytes_held += change.size_bytes
-        self._order.append((self._now_ms, feed, change))
+        self._order.append(change)
         while self.bytes_held > self.bytes_max:
             self._forget_oldest()
         for listener in self.listeners:
             listener()
 
     def _forget_oldest(self) -> None:
-        _, feed, change = self._order.popleft()
-        if feed.forget(change):
+        change = self._order.popleft()
+        if change.feed.forget(change):
             self.bytes_held -= change.size_bytes
 
     def let_go(self, changes: Iterator[Change]) -> None:
@@ -114,9 +116,15 @@ class Feed:
         """An entry was applied. Each has to be told that changes executions, in the order of the log."""
         self._last = index
         if live or ended:
-            change = Change(index, time_ms, live, ended)
+            size_bytes = ENTRY_BYTES
+            for _, data in live:
+                size_bytes += EXECUTION_BYTES + len(data)
+            for _, data in ended:
+                size_bytes += EXECUTION_BYTES + len(data)
+            told_ms = self._feeds.now_ms
+            change = Change(index, time_ms, tuple(live), tuple(ended), told_ms, size_bytes, self)
             self._changes.append(change)
-            self._feeds.took(self, change)
+            self._feeds.took(change)
 
     def recall(self, index: int, time_ms: Ms, live: Images, ended: Images) -> None:
         """An entry from before what was told first, read from the journal: all that are there, in order, then `join`."""

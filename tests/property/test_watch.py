@@ -62,7 +62,7 @@ def _holds(feed: Feed, log: list[tuple[Images, Images]]) -> None:
             for entry, (live, ended) in enumerate(log, 1)
             if entry > index and (live or ended)
         ]
-        assert [(change.entry, change.live, change.ended) for change in found] == truth
+        assert [(c.entry, [*c.live], [*c.ended]) for c in found] == truth
 
 
 STATES = st.lists(st.sampled_from([0, *(int(s) for s in ExecutionState)]), max_size=3).map(tuple)
