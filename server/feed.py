@@ -8,7 +8,7 @@ An index of the log means the same on every replica. So each keeps a feed, the l
 goes on where it was, whoever leads by then.
 
 What goes is always the oldest of all shards: after `AGE_MS`, or when all feeds together hold more than `bytes_max`.
-The bytes of executions are shared with the batch they came with: telling a batch copies nothing, and one without
+The bytes of executions are shared with the batch they came with: telling a batch copies none, and one without
 executions costs two comparisons.
 
 Must never import: any room but `model`; no I/O, no clock: time is told by `age`.
@@ -70,7 +70,7 @@ class Feeds:
         self.listeners: set[Callable[[], None]] = set()
         """Called when executions changed; bounded by who adds them."""
         self.now_ms: Ms = 0
-        self._order: deque[Change] = deque()  # bounded by bytes_max
+        self._order: deque[Change] = deque()  # bounded: by bytes_max
 
     def open(self, applied: int) -> "Feed":
         """The feed of a shard that is applied up to there, and of which nothing is known before."""
@@ -110,7 +110,7 @@ class Feed:
         self.floor = applied
         self._last = applied
         self._feeds = feeds
-        self._changes: deque[Change] = deque()  # bounded by Feeds.bytes_max
+        self._changes: deque[Change] = deque()  # bounded: by bytes_max of all
 
     def put(self, index: int, time_ms: Ms, live: Images, ended: Images) -> None:
         """An entry was applied. Each has to be told that changes executions, in the order of the log."""

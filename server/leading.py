@@ -52,7 +52,7 @@ class Leaderships:
             if entry.payload:
                 effects = codec.decode_effects(entry.payload)
                 slot.shard.apply(effects)
-                slot.feed.put(entry.index, effects.time_ms, effects.live, effects.ended)
+                slot.reached(entry.index, effects)
             slot.index = slot.applied = entry.index
             slot.shard.epoch = entry.epoch
         self._runner.table_bytes += table.bytes_held - before_bytes

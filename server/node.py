@@ -88,8 +88,8 @@ def replay(
             )
         effects = codec.decode_effects(record.payload)
         slot.shard.apply(effects)
-        slot.feed.put(record.index, effects.time_ms, effects.live, effects.ended)
-        slot.index = slot.applied = record.index
+        slot.reached(record.index, effects)
+        slot.index = record.index
         slot.shard.epoch = record.epoch
         applied += 1
         if slot.shard.table.bytes_held > share_bytes:

@@ -312,9 +312,7 @@ class Runner:
                 table = work.slot.shard.table
                 before_bytes = table.bytes_held
                 work.slot.shard.settle(work.commands[: work.leader_count], work.effects)
-                work.slot.applied = work.slot.index
-                effects = work.effects
-                work.slot.feed.put(work.slot.applied, effects.time_ms, effects.live, effects.ended)
+                work.slot.reached(work.slot.index, work.effects)
                 for job_row, state in work.ended:
                     self._metrics.count_ended(_STATE_NAMES[state])
                     work.slot.ended_since_trim[job_row] += 1

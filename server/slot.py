@@ -122,6 +122,11 @@ class Slot:
         self.shard.resign()
         self.settled.set()
 
+    def reached(self, index: int, effects: Effects) -> None:
+        """The effects of this entry are in the table; who watches may know of them."""
+        self.applied = index
+        self.feed.put(index, effects.time_ms, effects.live, effects.ended)
+
     def applied_now(self) -> Applied:
         """How far the table is, for the store that it is flushed to."""
         return Applied(self.applied, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
