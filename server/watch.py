@@ -24,8 +24,14 @@ from tickwheel.server.slot import Slot
 SLICE = 1_000
 """Executions looked at in one go: about 2 ms."""
 
+DECODED = 100
+"""Executions decoded in one go: less than 1 ms."""
+
 ANSWER_BYTES_MAX = 128 << 10
 """Of executions as stored; those of one batch stay together. Small, for who goes on after a break begins at an answer."""
+
+ANSWER_EXECUTIONS_MAX = 500
+"""Of an answer; those of one batch stay together."""
 
 GATHER_S = 0.02
 """How long the first change waits for others: a watch is woken 50 times a second at most, however much happens."""
@@ -37,7 +43,7 @@ class Pile:
     def __init__(self, query: ExecutionQuery, after: Mapping[int, int | None]) -> None:
         self.query = query
         self.at = dict(after)
-        self.executions: list[Execution] = []
+        self.images: list[bytes] = []
         self.reads: dict[int, Read] = {}
         self.size_bytes = 0
         self.looked = 0
@@ -45,7 +51,7 @@ class Pile:
     @property
     def full(self) -> bool:
         """True when the rest has to be asked for again."""
-        return self.size_bytes >= ANSWER_BYTES_MAX
+        return self.size_bytes >= ANSWER_BYTES_MAX or len(self.images) >= ANSWER_EXECUTIONS_MAX
 
     def take(self, change: Change) -> None:
         """Take the executions of a change that were asked for."""
@@ -53,8 +59,17 @@ class Pile:
         for data in change.images():
             _, state, _, scheduled_ms, _, _, namespace, job = codec.execution_columns(data)
             if self.query.holds(namespace, job, state, scheduled_ms):
-                self.executions.append(codec.decode_execution(data))
+                self.images.append(data)
                 self.size_bytes += len(data)
+
+    async def decoded(self) -> list[Execution]:
+        """The executions, decoded a few at a time: what is due must not wait for them."""
+        found: list[Execution] = []
+        for data in self.images:
+            found.append(codec.decode_execution(data))
+            if not len(found) % DECODED:
+                await asyncio.sleep(0)
+        return found
 
     def read(self, shard: int, index: int, read_ms: Ms) -> None:
         """A shard was read up to there."""
@@ -87,16 +102,16 @@ class Watch:
             pass
         finally:
             listeners.discard(news.set)
-        return pile.executions, list(pile.reads.values())
+        return await pile.decoded(), list(pile.reads.values())
 
     async def _look_through(self, pile: Pile) -> bool:
         """Look until there is something, or nothing more to look at. True: that is an answer."""
         began = None in pile.at.values()
         while not self._look(pile):
-            if pile.executions:
+            if pile.images:
                 return True
             await asyncio.sleep(0)
-        return began or bool(pile.executions)
+        return began or bool(pile.images)
 
     def _look(self, pile: Pile) -> bool:
         """Look at every shard, in the order asked. False: stopped on the way."""

@@ -49,6 +49,12 @@ SLOW_S: Final = 10.0
 PASSING: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 """Codes after which a leader is asked again: a question changes nothing."""
 
+SHOWN: Final = 50
+"""Executions made into messages in one go: about 1 ms."""
+
+QUESTIONS_MAX: Final = 256
+"""Of other nodes' watches under way here: the rest of what a node takes from others is for calls."""
+
 Write = Callable[[pb.WatchExecutionsResponse], Awaitable[None]]
 
 
@@ -66,6 +72,7 @@ class Watches:
         self._cluster = cluster
         self._scheduler = scheduler
         self._count = 0
+        self._questions = 0
         self._closing = asyncio.Event()
 
     def close(self) -> None:
@@ -100,7 +107,13 @@ class Watches:
 
     async def answer(self, request: bytes) -> bytes:
         """What another node's watch asks of this one. Raises TickwheelError."""
-        found = await self._here(read_message(WatchQuestion, request))
+        if self._questions >= QUESTIONS_MAX:
+            raise ResourceExhausted("too many watches ask this node", reason="WATCH_QUESTIONS_MAX")
+        self._questions += 1
+        try:
+            found = await self._here(read_message(WatchQuestion, request))
+        finally:
+            self._questions -= 1
         answer = WatchAnswer(executions=[e.SerializeToString() for e in found.executions])
         for shard, index, read_ms in found.reads:
             answer.read.add(shard=shard, index=index, read_ms=read_ms)
@@ -123,7 +136,11 @@ class Watches:
         found, reads = await self._scheduler.changes(
             query_of(question.parent, question.filter), after, wait_ms=question.wait_ms
         )
-        shown = [execution_message(execution, last_attempt_only=True) for execution in found]
+        shown: list[Execution] = []
+        for execution in found:
+            shown.append(execution_message(execution, last_attempt_only=True))
+            if not len(shown) % SHOWN:
+                await asyncio.sleep(0)  # what is due must not wait for them
         return Answer(shown, reads)
 
 

@@ -114,8 +114,8 @@ def test_a_watch_shows_what_a_list_would_show(
             listed = {hit.key.row for hit in store.list_executions(query)}
             watched = set[Row]()
             for row, image in images.items():
-                _, state, _, scheduled_ms, _, _, space, name = codec.execution_columns(image)
-                if query.holds(space, name, state, scheduled_ms):
+                columns = codec.execution_columns(image)
+                if query.holds(columns[6], columns[7], columns[1], columns[3]):
                     watched.add(row)
             assert watched == listed, query
         store.close()

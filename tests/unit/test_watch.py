@@ -163,6 +163,22 @@ def test_an_answer_is_bounded_and_the_next_goes_on(monkeypatch: pytest.MonkeyPat
     run(story())
 
 
+def test_an_answer_holds_so_many_executions_and_whole_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(watch, "ANSWER_EXECUTIONS_MAX", 2)
+        monkeypatch.setattr(watch, "DECODED", 2)
+        world = World(0)
+        world.put(0, 1)
+        world.put(0, 2, 3, 4)
+        world.put(0, 5)
+        assert (await world.ask({0: 0}))[0] == [1, 2, 3, 4]
+        assert (await world.ask({0: 2}))[0] == [5]
+
+    run(story())
+
+
 def test_many_changes_that_nobody_asked_for_are_looked_through_in_slices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -416,3 +416,33 @@ def test_watches_end_with_their_node() -> None:
 def test_the_bounds_fit_each_other() -> None:
     assert watch.WAIT_MS / 1000 < ANSWER_S
     assert SLOW_S < SILENCE_S < 60
+
+
+def test_a_node_hears_so_many_questions_of_others_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(watch, "QUESTIONS_MAX", 2)
+        nodes = Nodes("a", "b")
+        watchers = [Watcher(nodes, "a") for _ in range(5)]
+        for number in range(20):
+            nodes.logs[1].append(ended(number))
+            await asyncio.sleep(0.3)
+        for watcher in watchers:
+            await watcher.until(19)
+            await watcher.stop()
+
+    run(story())
+
+
+def test_a_great_batch_lets_others_have_the_loop() -> None:
+    async def story() -> None:
+        nodes = Nodes("a")
+        watcher = Watcher(nodes, "a")
+        await watcher.until(None)
+        nodes.logs[0] += [ended(number) for number in range(1_000)]
+        await watcher.until(*range(1_000))
+        assert watcher.numbers == [None, *range(1_000)]
+        await watcher.stop()
+
+    run(story())
