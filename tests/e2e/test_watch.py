@@ -119,13 +119,14 @@ async def test_what_happens_is_seen_and_a_watch_goes_on_after_a_kill(
         await resumed.until_ended(24)
         await resumed.stop()
         assert resumed.ended() == watcher.ended()
+    await asyncio.to_thread(watched_by_an_ordinary_program, node, sink)
 
 
-def test_ordinary_programs_watch_too(node: Node, sink: Sink) -> None:
+def watched_by_an_ordinary_program(node: Node, sink: Sink) -> None:
+    """In a thread: the synchronous client, one job, a filter."""
     with Client(node.target) as client:
         changes = client.executions.watch("hello", "state = SUCCEEDED", pulse=True)
-        opening = next(changes)
-        assert opening.execution is None
+        assert next(changes).execution is None
         client.create(sink.url(), job_id="other", delay="0s")
         client.create(sink.url(), job_id="hello", delay="0.1s")
         seen = next(changes).execution
