@@ -71,7 +71,7 @@ def test_what_the_journal_still_has_is_news_after_a_restart() -> None:
     shard = SimpleNamespace(apply=apply, epoch=0, table=table)
     slot = Slot(cast("Any", shard), cast("Any", None), 3, 3, feed=Feeds(1 << 20).open(3))
     records = [
-        Record(RecordType.ENTRY, 0, 1, index, encode_effects(ended(index))) for index in range(2, 6)
+        Record(RecordType.ENTRY, 0, 1, index, encode_effects(ran(index))) for index in range(2, 6)
     ]
     records.insert(1, Record(RecordType.PROMISE, 0, 7, 0, b""))
     assert replay({0: slot}, records, 1 << 30) == (7, 2)
@@ -84,5 +84,5 @@ def test_what_the_journal_still_has_is_news_after_a_restart() -> None:
     assert slot.feed.since(0) is None
 
 
-def ended(row: int) -> Effects:
+def ran(row: int) -> Effects:
     return Effects(1_000, 9, [], [], [], [], [(row, b"x")])
