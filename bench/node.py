@@ -64,6 +64,16 @@ def get(port: int, path: str, timeout_s: float = 60.0) -> tuple[int, bytes]:
         connection.close()
 
 
+def counted(node: "Node", name: str) -> float:
+    """The value of a metric without labels, as the node tells it now. Raises LookupError, OSError."""
+    _, body = get(node.http_port, "/metrics", timeout_s=5.0)
+    for line in body.decode().splitlines():
+        found, _, value = line.partition(" ")
+        if found == name:
+            return float(value)
+    raise LookupError(f"{name} is no metric of {node.target}")
+
+
 def environment() -> dict[str, str]:
     """This process's environment, with the checkout's sources in reach."""
     path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))

@@ -82,6 +82,8 @@ class AsyncClient:
     """Jobs and their executions, in one namespace, from one event loop.
 
     `servers` is one address `host:port` or several (a list, or parted by commas): the others stand in when one is gone.
+    In a cluster it learns who leads which shard after its first calls, and then sends what is about one job straight to
+    the job's leader, at the address that the cluster's nodes tell; `follow=False` keeps it to `servers`.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class AsyncClient:
         timeout_s: float = 10.0,
         api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        follow: bool = True,
     ) -> None:
         self._core = Core(
             servers,
@@ -99,6 +102,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             api_key=api_key,
             credentials=credentials,
+            follow=follow,
         )
         self._room = asyncio.Semaphore(WAITING_CREATES_MAX)
         self.executions = AsyncExecutions(self._core)
@@ -189,7 +193,9 @@ class AsyncClient:
         """Read a job, with every change that was answered before. `basic` leaves out bodies and header values."""
         view = JOB_VIEW_BASIC if basic else JOB_VIEW_FULL
         request = pb.GetJobRequest(name=self._core.job_name(job), view=view)
-        return await self._core.call(lambda stub: stub.GetJob, request, timeout_s)
+        return await self._core.call(
+            lambda stub: stub.GetJob, request, timeout_s, about=request.name
+        )
 
     def list(
         self,
@@ -290,7 +296,11 @@ class AsyncClient:
         request = pb.UpdateJobRequest(job=job, update_mask=mask, allow_missing=allow_missing)
         request.job.name = self._core.job_name(job)
         answer = await self._core.call(
-            lambda stub: stub.UpdateJob, request, timeout_s, repeatable=False
+            lambda stub: stub.UpdateJob,
+            request,
+            timeout_s,
+            about=request.job.name,
+            repeatable=False,
         )
         return updated_of(answer)
 
@@ -307,20 +317,34 @@ class AsyncClient:
             name=self._core.job_name(job), etag=etag, allow_missing=missing_ok
         )
         repeatable = missing_ok and not etag
-        await self._core.call(lambda s: s.DeleteJob, request, timeout_s, repeatable=repeatable)
+        await self._core.call(
+            lambda stub: stub.DeleteJob,
+            request,
+            timeout_s,
+            about=request.name,
+            repeatable=repeatable,
+        )
 
     async def pause(self, job: JobRef, *, etag: str = "", timeout_s: float | None = None) -> Job:
         """Stop firing until `resume`; retries wait too."""
         request = pb.PauseJobRequest(name=self._core.job_name(job), etag=etag)
         return await self._core.call(
-            lambda stub: stub.PauseJob, request, timeout_s, repeatable=not etag
+            lambda stub: stub.PauseJob,
+            request,
+            timeout_s,
+            about=request.name,
+            repeatable=not etag,
         )
 
     async def resume(self, job: JobRef, *, etag: str = "", timeout_s: float | None = None) -> Job:
         """Fire again from now on. Also brings back a job that its target disabled."""
         request = pb.ResumeJobRequest(name=self._core.job_name(job), etag=etag)
         return await self._core.call(
-            lambda stub: stub.ResumeJob, request, timeout_s, repeatable=not etag
+            lambda stub: stub.ResumeJob,
+            request,
+            timeout_s,
+            about=request.name,
+            repeatable=not etag,
         )
 
     async def cancel(
@@ -329,7 +353,11 @@ class AsyncClient:
         """End a job for good; the answer says whether anything was on its way."""
         request = pb.CancelJobRequest(name=self._core.job_name(job), etag=etag)
         answer = await self._core.call(
-            lambda stub: stub.CancelJob, request, timeout_s, repeatable=not etag
+            lambda stub: stub.CancelJob,
+            request,
+            timeout_s,
+            about=request.name,
+            repeatable=not etag,
         )
         return cancelled_of(answer)
 
@@ -340,7 +368,9 @@ class AsyncClient:
         request = pb.RunJobRequest(
             name=self._core.job_name(job), request_id=request_id or new_request_id()
         )
-        return await self._core.call(lambda stub: stub.RunJob, request, timeout_s)
+        return await self._core.call(
+            lambda stub: stub.RunJob, request, timeout_s, about=request.name
+        )
 
     async def preview(
         self,
@@ -356,7 +386,10 @@ class AsyncClient:
         request.count = count
         if after is not None:
             request.after_time.CopyFrom(to_timestamp(after))
-        return preview_of(await self._core.call(lambda s: s.PreviewSchedule, request, timeout_s))
+        answer = await self._core.call(
+            lambda stub: stub.PreviewSchedule, request, timeout_s, about=request.job
+        )
+        return preview_of(answer)
 
     async def validate(
         self,
@@ -375,7 +408,11 @@ class AsyncClient:
     ) -> Validation:
         """As `validate`, for a message."""
         request = pb.ValidateJobRequest(parent=self._core.parent, job_id=job_id, job=job)
-        return validation_of(await self._core.call(lambda s: s.ValidateJob, request, timeout_s))
+        about = f"{self._core.parent}/jobs/{job_id}" if job_id else ""
+        answer = await self._core.call(
+            lambda stub: stub.ValidateJob, request, timeout_s, about=about
+        )
+        return validation_of(answer)
 
 
 async def _loaded(index: int, made: asyncio.Future[JobHandle]) -> Loaded:

@@ -7,6 +7,9 @@
                │
                ▼ any other end: the answer, or its error
 
+A call for one job tries its leader first, if `follow` knows one that is connected; whatever comes of that, a repeat goes
+the way that is drawn above.
+
 What may be repeated: a call that was never sent; one that a Tickwheel server refused with UNAVAILABLE or
 RESOURCE_EXHAUSTED, for then it did nothing; and one that broke on the way, if the method is `repeatable`, which is so
 for reads and for what carries a request_id. The pause doubles from 50 ms to 2 s, drawn evenly between half and all of
@@ -15,8 +18,7 @@ it; a server's RetryInfo is its floor. When no time is left for the pause, the l
 """
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -31,31 +33,18 @@ from tickwheel.client.errors import (
     Unavailable,
     from_call,
 )
-from tickwheel.v1.job_service_pb2_grpc import JobServiceStub
+from tickwheel.client.follow import Follower
+from tickwheel.client.link import CHANCE, CONNECT_TIMEOUT_S, Link
 
 if TYPE_CHECKING:
     from tickwheel.v1.job_service_pb2_grpc import JobServiceAsyncStub
 
 PORT: Final = 7070
-MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
-CONNECT_TIMEOUT_S: Final = 3.0
 BACKOFF_S: Final = 0.05
 BACKOFF_S_MAX: Final = 2.0
 ADDRESSES_MAX: Final = 64
-_OPTIONS: Final[Sequence[tuple[str, int]]] = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
-_READY: Final = grpc.ChannelConnectivity.READY
-_BROKEN: Final = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
-_CHANCE: Final = random.SystemRandom()
+CLOSE_GRACE_S: Final = 600.0
+"""What a call may still take on a connection that is not needed any more."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -84,7 +73,7 @@ def _with_port(address: str) -> str:
 
 
 class Links:
-    """The channels to all addresses, made when first needed; all calls go to the one that is in use.
+    """The connections to all addresses, made when first needed; calls go to the one that is in use, or to a job's leader.
 
     Used on one event loop only. `metadata` goes with every call.
     """
@@ -95,13 +84,16 @@ class Links:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
+        follow: bool = False,
     ) -> None:
         self._addresses = tuple(addresses)
         self._credentials = credentials
         self._metadata = tuple(metadata)
-        self._open: dict[int, tuple[grpc.aio.Channel, JobServiceAsyncStub]] = {}
-        self._used = 0
+        self._open: dict[str, Link] = {}
+        self._used = self._addresses[0]
         self._closed = False
+        self._retired: dict[asyncio.Task[None], Link] = {}
+        self._follower = Follower(self, self._metadata) if follow else None
 
     async def call(
         self,
@@ -110,35 +102,42 @@ class Links:
         *,
         timeout_s: float,
         repeatable: bool = True,
+        leader: str = "",
+        count: int = 1,
     ) -> Answer:
-        """Send until there is an answer, an error that a repeat does not mend, or no time left."""
+        """Send until there is an answer, an error that a repeat does not mend, or no time left.
+
+        `leader` is asked first, if it can be asked at once. `count` is how many calls it is worth to know the leaders.
+        """
         now = asyncio.get_running_loop().time
         deadline = now() + timeout_s
         failures = 0
+        self._called(count)
         while True:
-            index = self._used
             if self._closed:
                 raise _closed()
+            link = self._leader(leader) or self.link(self._used)
+            leader, is_detour = "", link.address != self._used
             try:
-                stub = await self._ready(index, deadline)
-                return await pick(stub)(
+                await link.connect(min(CONNECT_TIMEOUT_S, max(deadline - now(), 0.001)))
+                return await pick(link.jobs)(
                     request, timeout=max(deadline - now(), 0.001), metadata=self._metadata
                 )
             except grpc.aio.AioRpcError as broken:
                 error = from_call(broken)
-                self._judge(index, error)
+                self._judge(link.address, error)
                 if not may_repeat(error, repeatable=repeatable):
                     raise error from None
-            except Unavailable as unreachable:  # nothing was sent
-                self._judge(index, unreachable)
-                error = unreachable
-            failures += 1
+            except (Unavailable, grpc.aio.UsageError) as unsent:
+                error = unsent if isinstance(unsent, Unavailable) else link.unreachable()
+                self._judge(link.address, error)
+            failures += not is_detour
             pause_s = self.pause_s(error, failures)
             if now() + pause_s >= deadline:
                 raise error from None
             await asyncio.sleep(pause_s)
 
-    async def follow(
+    async def watch(
         self,
         pick: "Callable[[JobServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[Request, Answer]]",
         request: Request,
@@ -153,18 +152,16 @@ class Links:
         now = asyncio.get_running_loop().time
         deadline, failures = now() + patience_s, 0
         while True:
-            index = self._used
+            address = self._used
             try:
-                async with aclosing(
-                    self._stream(index, pick, request, deadline, silence_s)
-                ) as answers:
+                async with aclosing(self._stream(address, pick, request, silence_s)) as answers:
                     async for answer in answers:
                         failures = 0
                         yield answer
                 raise Unavailable("the server ended the stream", reason="STREAM_ENDED")
             except TickwheelError as broken:
                 error = broken
-            self._judge(index, error)
+            self._judge(address, error)
             if self._closed or not may_repeat(error, repeatable=True):
                 raise error
             if not failures:
@@ -177,17 +174,20 @@ class Links:
 
     async def _stream(
         self,
-        index: int,
+        address: str,
         pick: "Callable[[JobServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[Request, Answer]]",
         request: Request,
-        deadline: float,
         silence_s: float,
     ) -> AsyncGenerator[Answer]:
         """One stream to one address. Raises TickwheelError."""
         if self._closed:
             raise _closed()
-        stub = await self._ready(index, deadline)
-        call = pick(stub)(request, metadata=self._metadata)
+        link = self.link(address)
+        await link.connect(CONNECT_TIMEOUT_S)
+        try:
+            call = pick(link.jobs)(request, metadata=self._metadata)
+        except grpc.aio.UsageError:
+            raise link.unreachable() from None
         try:
             while True:
                 async with asyncio.timeout(silence_s):
@@ -201,60 +201,92 @@ class Links:
             raise Unavailable(f"nothing was heard for {silence_s} s", reason="SILENT") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not self._closed or task is None or task.cancelling():
+            if task is None or task.cancelling():
                 raise
-            raise _closed() from None  # gRPC cancels what it reads when a channel is closed
+            # Nobody cancelled us: gRPC does so with what it reads when the channel is closed under it.
+            raise self._cut(link) from None
         finally:
             call.cancel()
 
-    async def _ready(self, index: int, deadline: float) -> "JobServiceAsyncStub":
-        """Connect if need be; Unavailable if that fails, or takes too long. `deadline` is in the loop's time."""
-        channel, stub = self._open.get(index) or self._connect(index)
-        if channel.get_state() is _READY:
-            return stub
-        limit = asyncio.get_running_loop().time() + CONNECT_TIMEOUT_S
-        try:
-            async with asyncio.timeout_at(min(deadline, limit)):
-                while (state := channel.get_state(try_to_connect=True)) is not _READY:
-                    if state in _BROKEN:
-                        raise self._unreachable(index)
-                    await channel.wait_for_state_change(state)
-        except TimeoutError:
-            raise self._unreachable(index) from None
-        return stub
+    def _cut(self, link: Link) -> Unavailable:
+        """The error of a stream whose channel was closed: with the client, or because it is not needed any more."""
+        return _closed() if self._closed else link.unreachable()
 
-    def _unreachable(self, index: int) -> Unavailable:
-        address = self._addresses[index]
-        text = f"no server answers at {address}; is it running, and is this its gRPC port?"
-        return Unavailable(text, reason="NOT_CONNECTED", metadata={"address": address})
+    # --- who leads ---
 
-    def _connect(self, index: int) -> "tuple[grpc.aio.Channel, JobServiceAsyncStub]":
-        address = self._addresses[index]
-        if self._credentials is None:
-            channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        else:
-            channel = grpc.aio.secure_channel(address, self._credentials, options=_OPTIONS)
-        self._open[index] = channel, JobServiceStub(channel)
-        return self._open[index]
+    @property
+    def follows(self) -> bool:
+        """True once there is a map of leaders."""
+        return self._follower is not None and self._follower.map is not None
 
-    def _judge(self, index: int, error: TickwheelError) -> None:
+    def leader_of(self, key: str) -> str:
+        """The address of the leader of a job's shard, if it can be asked at once; otherwise ""."""
+        return self._follower.leader_of(key) if self._follower is not None else ""
+
+    def _called(self, count: int) -> None:
+        if self._follower is not None and not self._closed:
+            self._follower.called(count)
+
+    def _leader(self, address: str) -> Link | None:
+        if not address or self._follower is None:
+            return None
+        return self._follower.link(address)
+
+    # --- connections ---
+
+    def link(self, address: str) -> Link:
+        """The connection to an address, made now if there is none."""
+        link = self._open.get(address)
+        if link is None:
+            link = self._open[address] = Link(address, self._credentials)
+        return link
+
+    def keep(self, addresses: Collection[str]) -> None:
+        """Of leaders' connections only those are needed from now on; what is under way on others may end."""
+        needed = {*addresses, *self._addresses, self._used}
+        for address in [address for address in self._open if address not in needed]:
+            link = self._open.pop(address)
+            closing = asyncio.get_running_loop().create_task(link.channel.close(CLOSE_GRACE_S))
+            self._retired[closing] = link
+            closing.add_done_callback(lambda task: self._retired.pop(task, None))
+
+    @property
+    def around(self) -> tuple[str, ...]:
+        """Every address that stands in for one that is gone, the one in use first."""
+        known = self._addresses
+        if self._follower is not None:
+            known = tuple(dict.fromkeys((*known, *self._follower.usable)))
+        at = known.index(self._used) if self._used in known else 0
+        return (*known[at:], *known[:at])
+
+    def _judge(self, address: str, error: TickwheelError) -> None:
         """Leave an address that cannot be reached or is silent, unless another call did so before."""
         gone = isinstance(error, Unavailable | DeadlineExceeded)
-        if gone and self._used == index:
-            self._used = (index + 1) % len(self._addresses)
+        if gone and self._follower is not None:
+            self._follower.failed(address, error)
+        if gone and self._used == address:
+            around = self.around
+            self._used = around[1 % len(around)] if around[0] == address else around[0]
 
     def pause_s(self, error: TickwheelError, failures: int) -> float:
         """How long to wait after so many failures; not at all while there is an address that was not tried."""
         if not error.from_server and failures < len(self._addresses):
             return 0.0
-        most = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** min(failures - 1, 16))
-        return (error.retry_after_s or 0.0) + _CHANCE.uniform(most / 2, most)
+        most = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** min(max(failures - 1, 0), 16))
+        return (error.retry_after_s or 0.0) + CHANCE.uniform(most / 2, most)
 
     async def close(self) -> None:
         """End all calls and connections."""
         self._closed = True
-        for channel, _ in self._open.values():
-            await channel.close()
+        if self._follower is not None:
+            await self._follower.stop()
+        links = [*self._open.values(), *self._retired.values()]
+        retired = list(self._retired)
+        for closing in retired:
+            closing.cancel()
+        await asyncio.gather(*retired, return_exceptions=True)
+        for link in links:
+            await link.channel.close()
         self._open.clear()
 
 

@@ -16,6 +16,7 @@ import grpc.aio
 from tickwheel.client.channel import Answer, Links, Request, addresses_of
 from tickwheel.client.errors import InvalidArgument
 from tickwheel.client.gather import Gatherer
+from tickwheel.client.shards import key_of
 from tickwheel.client.values import ANY, JobRef
 
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ class Core:
         timeout_s: float,
         api_key: str | None,
         credentials: grpc.ChannelCredentials | None,
+        follow: bool = True,
     ) -> None:
         if timeout_s <= 0:
             raise InvalidArgument(f"timeout_s={timeout_s} leaves no time", reason="INVALID_OPTION")
         metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
-        self.links = Links(addresses_of(servers), credentials=credentials, metadata=metadata)
+        self.links = Links(
+            addresses_of(servers), credentials=credentials, metadata=metadata, follow=follow
+        )
         self.namespace = namespace
         self.parent = f"namespaces/{namespace}"
         self.timeout_s = timeout_s
@@ -57,7 +61,7 @@ class Core:
     def gatherer_on(self, loop: asyncio.AbstractEventLoop) -> Gatherer:
         """The gatherer of creates, made when first asked for; from then on it belongs to `loop`."""
         if self._gatherer is None:
-            self._gatherer = Gatherer(self.links, self.parent, loop)
+            self._gatherer = Gatherer(self.links, self.namespace, loop)
         return self._gatherer
 
     async def call(
@@ -66,11 +70,15 @@ class Core:
         request: Request,
         timeout_s: float | None,
         *,
+        about: str = "",
         repeatable: bool = True,
     ) -> Answer:
-        """Call, with this client's time-out unless the call has its own."""
+        """Call, with this client's time-out unless the call has its own. `about`: the job's name, if it is of one."""
         limit = self.timeout_s if timeout_s is None else timeout_s
-        return await self.links.call(pick, request, timeout_s=limit, repeatable=repeatable)
+        leader = self.links.leader_of(key_of(about)) if self.links.follows else ""
+        return await self.links.call(
+            pick, request, timeout_s=limit, repeatable=repeatable, leader=leader
+        )
 
     def job_name(self, job: JobRef) -> str:
         """The whole name of a job. InvalidArgument for an empty one."""

@@ -53,7 +53,9 @@ class AsyncExecutions:
             consistent=consistent,
         )
         while True:
-            answer = await self._core.call(lambda s: s.ListExecutions, request, timeout_s)
+            answer = await self._core.call(
+                lambda stub: stub.ListExecutions, request, timeout_s, about=request.parent
+            )
             read_time = from_timestamp(answer.read_time)
             yield Page(tuple(answer.executions), answer.next_page_token, read_time)
             if not answer.next_page_token:
@@ -79,7 +81,7 @@ class AsyncExecutions:
         request = pb.WatchExecutionsRequest(
             parent=self._core.job_name(job), filter=where, resume_token=token
         )
-        messages = self._core.links.follow(
+        messages = self._core.links.watch(
             lambda stub: stub.WatchExecutions, request, patience_s=patience_s, silence_s=SILENCE_S
         )
         async with aclosing(messages):
@@ -94,7 +96,9 @@ class AsyncExecutions:
         """Read an execution with all its attempts, by its whole name, or by its own part and its job."""
         name = self._core.execution_name(execution, job)
         request = pb.GetExecutionRequest(name=name)
-        return await self._core.call(lambda stub: stub.GetExecution, request, timeout_s)
+        return await self._core.call(
+            lambda stub: stub.GetExecution, request, timeout_s, about=request.name
+        )
 
     async def retry(
         self,
@@ -109,4 +113,6 @@ class AsyncExecutions:
             name=self._core.execution_name(execution, job),
             request_id=request_id or new_request_id(),
         )
-        return await self._core.call(lambda stub: stub.RetryExecution, request, timeout_s)
+        return await self._core.call(
+            lambda stub: stub.RetryExecution, request, timeout_s, about=request.name
+        )

@@ -114,6 +114,8 @@ class Client:
     """Jobs and their executions, in one namespace; see `AsyncClient`, whose methods these are.
 
     `servers` is one address `host:port` or several (a list, or parted by commas): the others stand in when one is gone.
+    In a cluster it learns who leads which shard after its first calls, and then sends what is about one job straight to
+    the job's leader, at the address that the cluster's nodes tell; `follow=False` keeps it to `servers`.
     `timeout_s` is the time that a call may take, all its tries together; each call can have its own.
     """
 
@@ -125,6 +127,7 @@ class Client:
         timeout_s: float = 10.0,
         api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        follow: bool = True,
     ) -> None:
         self._async = AsyncClient(
             servers,
@@ -132,6 +135,7 @@ class Client:
             timeout_s=timeout_s,
             api_key=api_key,
             credentials=credentials,
+            follow=follow,
         )
         self._loop = Loop()
         self._async.bind(self._loop.loop)

@@ -55,7 +55,7 @@ class Cancelled:
     """A cancelled job, and what became of the occurrence that the cancel raced with.
 
     `outcome` is CANCELLED_BEFORE_DISPATCH (nothing was or will be sent), ALREADY_DISPATCHED (attempt `attempt` of
-    `execution` was on its way) or DISPATCH_UNKNOWN (only after a fail-over).
+    `execution` was on its way; 0: of a one-off, and it has ended) or DISPATCH_UNKNOWN (only after a fail-over).
     """
 
     job: Job

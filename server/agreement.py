@@ -10,11 +10,12 @@ Must never import: the doors.
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.peer_port import Peers
-from tickwheel.server.errors import TickwheelError
+from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
@@ -83,8 +84,12 @@ class Agreement:
         return json.dumps([*numbers, found.digest.hex()]).encode()
 
     async def _hash(self, number: int) -> StateHash:
-        await self._keeper.flush()
-        return await in_turns(self._runner.store.query, self._hashing(number))
+        """Raises Unavailable: a voter may have no store of the shard yet, or be taking a copy of it."""
+        if number in self._slots:
+            await self._keeper.flush()
+            with suppress(FileNotFoundError):
+                return await in_turns(self._runner.store.query, self._hashing(number))
+        raise Unavailable(f"no store of shard {number} is here now", reason="NO_STORE")
 
     def _judge(self, number: int, voter: NodeId, mine: StateHash, theirs: StateHash) -> None:
         if mine.index != theirs.index:

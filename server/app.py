@@ -267,6 +267,8 @@ class App:
         reasons = [f"firing is {overdue_ms} ms behind"] if overdue_ms > OVERDUE_MS else []
         if self._started.runner.table_bytes >= self._config.table_bytes_max:
             reasons.append("the store does not keep up: the table is full")
+        if isinstance(self._started, ClusterNode):
+            reasons += self._started.unready()
         return reasons
 
     # --- stop ---

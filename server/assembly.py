@@ -107,7 +107,7 @@ def node_record(config: Config) -> NodeRecord:
     """What the others are told of this node."""
     return NodeRecord(
         peer=advertised_of(config, config.peer_address[1]),
-        grpc=config.grpc_listen,
+        grpc=config.grpc_told,
         http=config.http_listen,
         host=config.host or platform.node(),
         zone=config.zone,

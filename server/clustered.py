@@ -158,6 +158,7 @@ class ClusterNode:
         self.beats = Beats(
             me, self.view, holds, rights, clock=clock, etcd=cluster.etcd, tasks=self.tasks
         )
+        self.election.barred = lambda: self.beats.wall_wrong
         self.copies = Copies(
             cluster.shelves, self.slots, self.runner, self.keeper, self.host,
             reopen=self._shelf.open,
@@ -167,8 +168,8 @@ class ClusterNode:
         )
         self.hand_over = HandOver(me, self.view, self.host, self.runner, clock.monotonic_ms)
         self.leaderships = Leaderships(self.slots, self.runner, self.keeper, self.host, self._event)
-        gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
-        metrics.watch_more(gauges.present, gauges.totals)
+        self.gauges = Gauges(self.view, self.host, self.election, lambda: self.agreement.differing)
+        metrics.watch_more(self.gauges.present, self.gauges.totals)
         self.door: Callable[[str, bytes], Awaitable[bytes]] | None = None
         self.answers: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
         """Calls of other nodes that the rooms above this one answer; both are set before the doors open."""
@@ -191,8 +192,10 @@ class ClusterNode:
         )
         self.control = Control(
             me, cluster.meta, self.view, self.host, etcd=cluster.etcd, peers=self.peers,
-            clock=self._clock, led=self._led,
+            clock=self._clock, led=self._led, held=lambda: self.election.held,
         )  # fmt: skip
+        self.gauges.forwarded = lambda: self.control.forwarded
+        self.gauges.wall_off_ms = lambda: self.beats.wall_off_ms
         self._member = Member(
             cluster.myself, cluster.meta, cluster.etcd, self.view, election=self.election,
             peers=self.peers, tasks=self.tasks, hold=self._hold,
@@ -208,6 +211,12 @@ class ClusterNode:
         self.tasks.spawn(self.agreement.run(self.peers))
         self.runner.start_firing()
         self.keeper.start()
+
+    def unready(self) -> list[str]:
+        """What keeps the node from leading; empty when nothing does."""
+        if not self.beats.wall_wrong:
+            return []
+        return [f"the wall clock is {-self.beats.wall_off_ms} ms from the majority's"]
 
     async def stop(self) -> None:
         """Leave in order: firing ends, what was taken is answered, shards are released, the session is revoked."""

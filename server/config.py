@@ -106,6 +106,9 @@ class Config:
     reflection: bool = option(False, "Listeners",
         "Answer gRPC server reflection.")
 
+    grpc_advertise: str = option("", "Peers",
+        "The host:port at which clients of a cluster are told to call this node; empty: that of grpc_listen, or its port "
+        "at peer_advertise's host where grpc_listen names no address.")
     peer_advertise: str = option("", "Peers",
         "The host:port that other nodes are told; empty: that of peer_listen.")
     peer_ca: str = option("", "Peers",
@@ -208,6 +211,13 @@ class Config:
     def grpc_address(self) -> tuple[str, int]:
         """Return host and port of the gRPC API."""
         return parse_address(self.grpc_listen)
+
+    @property
+    def grpc_told(self) -> str:
+        """Return the host:port that clients of a cluster are told."""
+        if self.grpc_advertise or not self.peer_advertise or not _is_wildcard(self.grpc_listen):
+            return self.grpc_advertise or self.grpc_listen
+        return f"{self.peer_advertise.rpartition(':')[0]}:{self.grpc_address[1]}"
 
     @property
     def http_address(self) -> tuple[str, int]:
@@ -367,6 +377,11 @@ def _peer_relations(config: Config) -> list[tuple[str, bool, str]]:
             "peer_ca",
             any(files) != all(files),
             "does not stand alone: peer_ca, peer_cert and peer_key go together",
+        ),
+        (
+            "grpc_advertise",
+            bool(config.grpc_advertise) and not _is_reachable(config.grpc_advertise),
+            "is not host:port of this node",
         ),
         (
             "peer_advertise",

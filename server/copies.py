@@ -8,6 +8,7 @@
 Must never import: the doors.
 """
 
+import asyncio
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Final, Protocol
 
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.peer_port import Peers, SnapshotFile
-from tickwheel.server.errors import FailedPrecondition, Fatal, TickwheelError
+from tickwheel.server.errors import FailedPrecondition, Fatal, TickwheelError, Unavailable
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
@@ -34,6 +35,8 @@ SHIPPED: Final = "shipped-"
 
 ASK_S: Final = 5.0
 AT_A_TIME: Final = 2
+AGAIN_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""What failed is taken anew after these pauses; then the leader's next offer has to come, which takes half a minute."""
 
 
 class Copy(Protocol):
@@ -166,6 +169,8 @@ class Copies:
         self._reopen = reopen
         self._taking: set[int] = set()
         self._offered: dict[int, NodeId] = {}  # bounded: by the number of shards
+        self._fetching: set[asyncio.Future[bytes]] = set()  # bounded: by AT_A_TIME
+        self._failures: dict[int, int] = {}  # bounded: likewise
         self._stopped = False
         self.peers: Peers
 
@@ -195,15 +200,21 @@ class Copies:
 
     def take(self, shard: int, leader: NodeId) -> None:
         """The leader of a shard says that this node is too far behind."""
+        self._failures.pop(shard, None)
+        self._take_soon(shard, leader)
+
+    def _take_soon(self, shard: int, leader: NodeId) -> None:
         if self._stopped or shard in self._taking or shard not in self._slots:
             return
         self._offered[shard] = leader
         self._take_next()
 
     def stop(self) -> None:
-        """Begin no more: the node is stopping."""
+        """Begin no more, and let go what would take long: the node is stopping."""
         self._stopped = True
         self._offered.clear()
+        for fetching in self._fetching:
+            fetching.cancel()
 
     def _take_next(self) -> None:
         """A few at a time; the others wait here, for they are offered again only after half a minute."""
@@ -216,17 +227,42 @@ class Copies:
         query = self._runner.store.query
         try:
             directory = await query(partial(self._shelves.stage, shard))
-            manifest = await self.peers.fetch_snapshot(leader, shard, directory)
+            manifest = await self._fetch(shard, leader, directory)
             snapshot = Snapshot.from_json(manifest)
             await in_turns(query, self._shelves.verifying(directory, snapshot))
             await self._put(shard, directory, snapshot)
+            self._failures.pop(shard, None)
         except Fatal:
             raise
         except (TickwheelError, OSError) as error:
             log.warning("taking a snapshot: %s", error, extra={"shard": shard, "leader": leader})
+            self._take_later(shard, leader, error)
         finally:
             self._taking.discard(shard)
             self._take_next()
+
+    async def _fetch(self, shard: int, leader: NodeId, directory: Path) -> bytes:
+        """Raises Unavailable if the node stops meanwhile: a copy may take hours, or its leader may have fallen silent."""
+        fetching = asyncio.ensure_future(self.peers.fetch_snapshot(leader, shard, directory))
+        self._fetching.add(fetching)
+        try:
+            return await fetching
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+            raise Unavailable("this node is stopping", reason="STOPPING") from None
+        finally:
+            self._fetching.discard(fetching)
+
+    def _take_later(self, shard: int, leader: NodeId, error: Exception) -> None:
+        """Try again, unless the one that was asked leads no more: then the next leader has its own offer to make."""
+        failures = self._failures.get(shard, 0)
+        gone = isinstance(error, TickwheelError) and error.reason == "NOT_LEADER"
+        if gone or failures == len(AGAIN_S):
+            return
+        self._failures[shard] = failures + 1
+        loop = asyncio.get_running_loop()
+        loop.call_later(AGAIN_S[failures], self._take_soon, shard, leader)
 
     async def _put(self, shard: int, directory: Path, snapshot: Snapshot) -> None:
         """Let the copy take the store's place. Nothing is applied meanwhile."""

@@ -157,11 +157,11 @@ def _update(draft: Draft, command: Update) -> ChangeReply:
     if status.state == JobState.CANCELLED:
         raise wrong_state(job, status, "a cancelled job can't be updated; create a new one")
     prepared = command.merge(job.spec)
-    if prepared.spec == job.spec:  # repeated, or nothing new: no new generation
-        return ChangeReply(view_of(draft, row, job, status), *race(draft, status, row))
     before, after = decode_spec(job.spec), decode_spec(prepared.spec)
+    cancellation, attempt = race(draft, status, row, once=isinstance(before.schedule, Once))
+    if prepared.spec == job.spec:  # repeated, or nothing new: no new generation
+        return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
     rescheduled = (before.schedule, before.window) != (after.schedule, after.window)
-    cancellation, attempt = race(draft, status, row)
     if rescheduled:
         status = _reschedule(draft, job, status, after)
     elif before.jitter_ms != after.jitter_ms and status.state == JobState.SCHEDULED:
@@ -252,10 +252,10 @@ def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
     _check_etag(status, command.etag)
     if status.state == JobState.CANCELLED:
         return ChangeReply(view_of(draft, row, job, status), *unpack_answer(status.cancel))
-    cancellation, attempt = race(draft, status, row)
+    spec = decode_spec(job.spec)
+    cancellation, attempt = race(draft, status, row, once=isinstance(spec.schedule, Once))
     if status.state == JobState.COMPLETED and not status.live:
         raise wrong_state(job, status, "it is over; nothing is left to cancel")
-    spec = decode_spec(job.spec)
     status = end_live(draft, row, status, Reason.JOB_CANCELLED, sent_too=False)
     status = end_buffered(draft, row, job, status, Reason.JOB_CANCELLED)
     status = status._replace(

@@ -13,6 +13,7 @@ Must never import: the doors, `node`.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -115,10 +116,9 @@ class Keeper:
             if at_once:
                 await work()
             at_once = True
-            try:
-                await asyncio.wait_for(self._stop.wait(), period_ms / 1000)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(period_ms / 1000):
+                    await self._stop.wait()
 
     # --- the wheels' windows ---
 

@@ -28,8 +28,18 @@ DRIFT_PER_MILLE = 1
 SILENT_MS = 1_200
 """A node that was not heard for so long is suspected."""
 
+FRESH_MS = 5_000
+"""A life that is not known for so long is not suspected: who starts opens stores and connections, and is silent at times.
+If it dies again, its lease in etcd ends before that anyway."""
+
 WALL_OFF_MS_MAX = 1_000
-"""A node whose wall clock is further from the majority's should not lead."""
+"""A node whose wall clock is further from the majority's must not lead: it would fire early, or late."""
+
+WALL_RIGHT_MS_MAX = 500
+"""It may again when it is so near."""
+
+WALL_ODD_MS_MAX = 250
+"""Worth a warning."""
 
 WALL_SAMPLES = 5
 FOREVER_MS = 1 << 62
@@ -172,33 +182,54 @@ class Rights:
 # --- suspicion -------------------------------------------------------------------------------
 
 
+class _Known(NamedTuple):
+    """A node's life, that is its session; since when it is known, and when it was heard last."""
+
+    session: int
+    since_ms: int
+    heard_ms: int
+
+
 class Suspicions:
     """Who is silent, and for whom: a node that a majority does not hear may lose its session before that runs out."""
 
-    def __init__(self, me: NodeId, silent_ms: int = SILENT_MS) -> None:
+    def __init__(self, me: NodeId, silent_ms: int = SILENT_MS, fresh_ms: int = FRESH_MS) -> None:
         self._me = me
         self._silent_ms = silent_ms
-        self._heard_ms: dict[NodeId, int] = {}  # bounded: by the nodes that are registered
+        self._fresh_ms = fresh_ms
+        self._known: dict[NodeId, _Known] = {}  # bounded: by the nodes that are registered
         self._told: dict[NodeId, tuple[NodeId, ...]] = {}  # bounded: likewise
         self._said: set[NodeId] = set()
 
-    def registered(self, nodes: Iterable[NodeId], now_ms: int) -> None:
-        """These have a session now. A new one has time to make itself heard."""
-        others = sorted(set(nodes) - {self._me})
-        self._heard_ms = {node: self._heard_ms.get(node, now_ms) for node in others}
-        self._told = {node: told for node, told in self._told.items() if node in self._heard_ms}
-        self._said.intersection_update(others)
+    def registered(self, lives: Iterable[tuple[NodeId, int]], now_ms: int) -> None:
+        """These have a session now, each its own. A new one has time to make itself heard."""
+        before = self._known
+        self._known = {
+            node: known
+            if (known := before.get(node)) is not None and known.session == session
+            else _Known(session, now_ms, now_ms)
+            for node, session in sorted(lives)
+            if node != self._me
+        }
+        same = {n for n, known in self._known.items() if known.since_ms < now_ms}
+        self._told = {node: told for node, told in self._told.items() if node in same}
+        self._said.intersection_update(same)
 
     def heard(self, sender: NodeId, beat: Beat, now_ms: int) -> None:
         """A beat arrived."""
-        if sender in self._heard_ms:
-            self._heard_ms[sender] = now_ms
+        known = self._known.get(sender)
+        if known is not None:
+            self._known[sender] = known._replace(heard_ms=now_ms)
             self._told[sender] = beat.unheard
             self._said.discard(sender)
 
     def unheard(self, now_ms: int) -> tuple[NodeId, ...]:
         """Whom this node does not hear: for its own beats."""
-        return tuple(node for node in self._heard_ms if self._silent(node, now_ms))
+        return tuple(
+            node
+            for node, known in self._known.items()
+            if self._silent(node, now_ms) and now_ms - known.since_ms >= self._fresh_ms
+        )
 
     def due(self, now_ms: int) -> list[NodeId]:
         """Whom a majority of all registered nodes does not hear, this one among them; each is said once."""
@@ -208,7 +239,7 @@ class Suspicions:
         return due
 
     def _silent(self, node: NodeId, now_ms: int) -> bool:
-        return now_ms - self._heard_ms[node] >= self._silent_ms
+        return now_ms - self._known[node].heard_ms >= self._silent_ms
 
     def _silent_for(self, node: NodeId, now_ms: int) -> int:
         """How many do not hear it: this node, and those who said so lately."""
@@ -217,19 +248,21 @@ class Suspicions:
         )
 
     def _is_majority(self, count: int) -> bool:
-        return count > (len(self._heard_ms) + 1) // 2
+        return count > (len(self._known) + 1) // 2
 
 
 # --- wall clocks -----------------------------------------------------------------------------
 
 
 class Clocks:
-    """How far this node's wall clock is from the others', from their beats. The way of a beat counts as offset."""
+    """How far this node's wall clock is from the others', from their beats. What a beat's way may explain does not count."""
 
     def __init__(self, silent_ms: int = SILENT_MS) -> None:
         self._silent_ms = silent_ms
         self._offsets: dict[NodeId, deque[int]] = {}  # bounded: by the number of nodes
+        self._rtts: dict[NodeId, deque[int]] = {}  # bounded: by the number of nodes
         self._heard_ms: dict[NodeId, int] = {}  # bounded: by the number of nodes
+        self._wrong = False
 
     def heard(self, sender: NodeId, beat: Beat, wall_ms: int, now_ms: int) -> None:
         """A beat arrived when our own wall clock showed `wall_ms`."""
@@ -237,21 +270,48 @@ class Clocks:
         offsets.append(beat.wall_ms - wall_ms)
         self._heard_ms[sender] = now_ms
 
+    def acked(self, sender: NodeId, ack: BeatAcked, now_ms: int) -> None:
+        """An answer to a beat of ours arrived: so long it took there and back."""
+        rtt_ms = now_ms - ack.sent_ms
+        if rtt_ms >= 0:
+            self._rtts.setdefault(sender, deque(maxlen=WALL_SAMPLES)).append(rtt_ms)
+
     def offset_ms(self, node: NodeId) -> int:
-        """How far the node's clock is ahead of ours: the median of its last beats. 0 if it was never heard."""
-        offsets = sorted(self._offsets.get(node, (0,)))
-        return offsets[len(offsets) // 2]
+        """How far the node's clock is ahead of ours: the median of its last beats. 0 if it was never heard.
+
+        A beat that waited on its way, or here, looks as if the other clock were behind; it waited no longer than the
+        last beats and answers took in all.
+        """
+        offset_ms = _median(self._offsets.get(node, (0,)))
+        unsure_ms = _median(self._rtts.get(node, (0,)))
+        return max(offset_ms - unsure_ms, 0) if offset_ms > 0 else min(offset_ms + unsure_ms, 0)
 
     def off_ms(self, now_ms: int) -> int:
         """How far the majority's clock is ahead of ours: the median of all that are heard, ours among them.
 
         Between two medians the one nearer to our own clock counts: of two nodes nobody knows which one is wrong.
         """
-        heard = [node for node, at_ms in self._heard_ms.items() if now_ms - at_ms < self._silent_ms]
-        offsets = sorted([0, *(self.offset_ms(node) for node in heard)])
+        offsets = sorted([0, *(self.offset_ms(node) for node in self._heard(now_ms))])
         middle = offsets[(len(offsets) - 1) // 2], offsets[len(offsets) // 2]
         return min(middle, key=abs)
 
     def wrong(self, now_ms: int) -> bool:
-        """True if this node should not lead."""
-        return abs(self.off_ms(now_ms)) > WALL_OFF_MS_MAX
+        """True if this node must not lead. Once that is so, it takes a clock that is nearly right to end it.
+
+        Who was contradicted by a majority is not right because most of it died: the one that is left must agree.
+        """
+        heard = self._heard(now_ms)
+        if not self._wrong or len(heard) != 1:
+            off_ms = abs(self.off_ms(now_ms))
+        else:
+            off_ms = abs(self.offset_ms(heard[0]))
+        self._wrong = off_ms > (WALL_RIGHT_MS_MAX if self._wrong else WALL_OFF_MS_MAX)
+        return self._wrong
+
+    def _heard(self, now_ms: int) -> list[NodeId]:
+        return [node for node, at_ms in self._heard_ms.items() if now_ms - at_ms < self._silent_ms]
+
+
+def _median(values: Iterable[int]) -> int:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]

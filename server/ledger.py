@@ -65,6 +65,11 @@ class Ledger:
         """When all records so far are on disk (L5); of several only the last."""
         self._ack = (to, message)
 
+    def ack_again(self, to: NodeId, message: Acked) -> None:
+        """As `ack`, unless there is something newer to say."""
+        if self._ack is None:
+            self.ack(to, message)
+
     def event(self, event: Event) -> None:
         """Tell the driver."""
         self._out.events.append(event)

@@ -257,11 +257,17 @@ class Replica:
         return self.ready
 
     def connected(self, peer: NodeId) -> None:
-        """The way to a peer is open again; what was sent before may be lost."""
+        """The way to a peer is open again; what was sent before may be lost.
+
+        A leader asks anew. A follower says again what it has: its leader does not ask while it waits for a copy to be
+        taken, and the ack that it was may be lost.
+        """
         self._unlinked.discard(peer)
         if self._lead is not None:
             self._lead.linked(peer, up=True)
             self._moved = True
+        elif peer == self.leader:
+            self._ledger.ack_again(peer, Acked(self.shard, self.promised, self.commit))
 
     def disconnected(self, peer: NodeId) -> None:
         """There is no way to a peer: send it nothing until `connected`."""

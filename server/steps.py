@@ -91,8 +91,8 @@ def record_missed(draft: Draft, row: Row, job: JobRow, status: Status, missed: M
     )
 
 
-def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
-    """What became of the request this change races with."""
+def race(draft: Draft, status: Status, row: Row, *, once: bool) -> tuple[Cancellation, int]:
+    """What became of the request this change races with. A one-off has but one: after it was sent, none is before it."""
     attempts = [flight.fire.attempt for flight in draft.flights(row) if flight.sent]
     start_ms = draft.stamp.start_ms
     due_before = 0 < status.due_ms <= start_ms and status.create_ms <= start_ms
@@ -109,6 +109,8 @@ def race(draft: Draft, status: Status, row: Row) -> tuple[Cancellation, int]:
             unknown = True  # the leader before may have sent it, though we alone have it in the log
     if attempts:
         return Cancellation.ALREADY_DISPATCHED, max(attempts)
+    if once and not status.next_ms and not status.live and status.succeeded + status.failed:
+        return Cancellation.ALREADY_DISPATCHED, 0
     return (Cancellation.DISPATCH_UNKNOWN if unknown else Cancellation.BEFORE_DISPATCH), 0
 
 

@@ -8,9 +8,12 @@ Must never import: anything of this project but `model`; no I/O, no clock.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from tickwheel.server.model import Ms
+
+SCATTER: Final = "scatter/"
+"""What the methods begin with by which a node asks another one for its part of a list."""
 
 NodeName = str
 """The uuid of a node's store, 32 hexadecimal digits."""

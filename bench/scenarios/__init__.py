@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bench.report import Row
 from bench.rig import Rig
-from bench.scenarios import creates, firing, replication, scale
+from bench.scenarios import creates, firing, follow, replication, scale
 
 Scenario = Callable[[Rig], list[Row]]
 SCENARIOS: dict[str, Scenario] = {
@@ -16,4 +16,5 @@ SCENARIOS: dict[str, Scenario] = {
     "memory-hour": scale.memory_hour,
     "restart": scale.restart,
     "replication": replication.replication,
+    "follow": follow.follow,
 }

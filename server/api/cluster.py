@@ -3,11 +3,14 @@
 Must never import: rooms below but `errors`, `topology`; nothing of a transport.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Final
 
+from tickwheel.server.api import limits
 from tickwheel.server.api.times import timestamp
-from tickwheel.server.errors import InvalidArgument, Violation
+from tickwheel.server.errors import InvalidArgument, ResourceExhausted, Violation
 from tickwheel.server.topology import ClusterPort, NodeInfo, ShardInfo, Standing, Topology
 from tickwheel.v1 import cluster_service_pb2 as pb
 
@@ -25,11 +28,20 @@ _STANDINGS = {
 }
 
 
+SPACE_S: Final = 0.05
+SPACE_A_WATCHER_S: Final = 0.001
+"""Between two maps of one watch: a fail-over changes the map once a shard, and every watcher wants the last one only."""
+
+RETRY_AFTER_MS: Final = 30_000
+
+
 class ClusterDoor:
     """Requests of `ClusterService`."""
 
     def __init__(self, cluster: ClusterPort) -> None:
         self._cluster = cluster
+        self._watchers = 0
+        self._told: tuple[Topology | None, pb.Cluster] = (None, pb.Cluster())
 
     async def get_cluster(self, _request: pb.GetClusterRequest) -> pb.Cluster:
         """The map."""
@@ -38,9 +50,28 @@ class ClusterDoor:
     async def watch_cluster(
         self, request: pb.WatchClusterRequest
     ) -> AsyncIterator[pb.WatchClusterResponse]:
-        """The map, and again whenever it changed."""
-        async for topology in self._cluster.watch(request.after_revision):
-            yield pb.WatchClusterResponse(cluster=cluster_message(topology))
+        """The map, and again whenever it changed. Raises ResourceExhausted when too many watch."""
+        if self._watchers >= limits.WATCHERS_MAX:
+            raise ResourceExhausted(
+                f"{self._watchers} watch the cluster already; ask for it now and then",
+                reason="WATCHERS_MAX",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        self._watchers += 1
+        try:
+            async for topology in self._cluster.watch(request.after_revision):
+                yield pb.WatchClusterResponse(cluster=self._message(topology))
+                await asyncio.sleep(max(SPACE_S, SPACE_A_WATCHER_S * self._watchers))
+        finally:
+            self._watchers -= 1
+
+    def _message(self, topology: Topology) -> pb.Cluster:
+        """All watchers are told the same, made once."""
+        known, message = self._told
+        if known is not topology:
+            message = cluster_message(topology)
+            self._told = topology, message
+        return message
 
     async def drain_node(self, request: pb.DrainNodeRequest) -> pb.Node:
         """Empty a node."""

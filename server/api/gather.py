@@ -22,11 +22,10 @@ from tickwheel.server.api.route import AGAIN_S, NOT_TAKEN, PATIENCE_S
 from tickwheel.server.api.times import timestamp
 from tickwheel.server.errors import NotLeader, TickwheelError
 from tickwheel.server.query import Key
-from tickwheel.server.topology import ClusterPort
+from tickwheel.server.topology import SCATTER, ClusterPort
 from tickwheel.v1 import execution_pb2, job_pb2
 from tickwheel.v1 import job_service_pb2 as pb
 
-SCATTER: Final = "scatter/"
 GroupKey = tuple[str, int, int, int]
 
 RUSH: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})

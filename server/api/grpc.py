@@ -31,7 +31,7 @@ from tickwheel.server.api.cluster import ClusterDoor
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.creates import Creator
 from tickwheel.server.api.errors import abort_with, to_status
-from tickwheel.server.api.gather import SCATTER, Gather
+from tickwheel.server.api.gather import Gather
 from tickwheel.server.api.jobs import Jobs
 from tickwheel.server.api.lists import Lists
 from tickwheel.server.api.messages import SERVICE, read_message
@@ -42,7 +42,7 @@ from tickwheel.server.api.validate import TargetChecks
 from tickwheel.server.api.watch import WATCH, Watches
 from tickwheel.server.command import Scheduler
 from tickwheel.server.errors import Unimplemented, Violation
-from tickwheel.server.topology import ClusterPort
+from tickwheel.server.topology import SCATTER, ClusterPort
 from tickwheel.v1 import (
     admin_service_pb2,
     cluster_service_pb2,
@@ -123,6 +123,8 @@ class GrpcDoor:
         self._reflection = reflection
         self._health: Any = health.HealthServicer()  # pyright: ignore[reportUnknownMemberType]
         self._server: grpc.aio.Server | None = None
+        self._watchers: set[asyncio.Task[Any]] = set()  # bounded: by WATCHERS_MAX
+        self._closing = False
         converter = Converter(TargetChecks(check_url, check_headers), body_bytes_max=body_bytes_max)
         self._cluster = ClusterDoor(cluster)
         self._exchange = Exchange.make(scheduler, converter, cluster)
@@ -155,6 +157,9 @@ class GrpcDoor:
         assert self._server is not None, "stop() comes after start()"
         await self._health.enter_graceful_shutdown()
         self._exchange.watches.close()
+        self._closing = True
+        for watcher in self._watchers:
+            watcher.cancel()
         await self._server.stop(grace_s)
 
     # --- handlers ---
@@ -198,9 +203,20 @@ class GrpcDoor:
         await CreateStream(self._exchange.router, context).serve(_creates(messages))
 
     async def _watch_cluster(self, request: bytes, context: Context) -> None:
+        """A watch ends by itself when the door closes: it would outlast any grace."""
         message = read_message(cluster_service_pb2.WatchClusterRequest, request)
-        async for response in self._cluster.watch_cluster(message):
-            await context.write(response)
+        watcher = asyncio.current_task()
+        assert watcher is not None, "a handler is a task"
+        self._watchers.add(watcher)
+        try:
+            async for response in self._cluster.watch_cluster(message):
+                await context.write(response)
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+            watcher.uncancel()
+        finally:
+            self._watchers.discard(watcher)
 
     async def _watch_executions(self, request: bytes, context: Context) -> None:
         message = read_message(job_service_pb2.WatchExecutionsRequest, request)

@@ -15,6 +15,9 @@ CALLS_MAX: Final = 4_096
 CONCURRENT_STREAMS_MAX: Final = 1_024
 """Calls of one connection at a time."""
 
+WATCHERS_MAX: Final = 1_024
+"""WatchCluster at a time: each is a call that stays, and there is no end of clients."""
+
 BATCH_JOBS_MAX: Final = 1_000
 STREAM_WINDOW_MESSAGES: Final = 8
 """StreamCreateJobs: messages of one stream that are not answered yet."""

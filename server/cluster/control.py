@@ -12,7 +12,7 @@ from dataclasses import replace
 from tickwheel.server.cluster import registry
 from tickwheel.server.cluster.host import Host
 from tickwheel.server.cluster.peer_port import Peers
-from tickwheel.server.cluster.ports import Delete, Etcd, Put, value_is
+from tickwheel.server.cluster.ports import Delete, Etcd, Held, LeaseGone, Put, value_is
 from tickwheel.server.cluster.registry import (
     MemberRecord,
     MemberState,
@@ -28,11 +28,12 @@ from tickwheel.server.errors import (
     NotFound,
     NotLeader,
     TickwheelError,
+    Unavailable,
 )
 from tickwheel.server.logs import get_logger
 from tickwheel.server.message import NodeId
 from tickwheel.server.ports import Clock
-from tickwheel.server.topology import NodeInfo, ShardInfo, Standing, Topology
+from tickwheel.server.topology import SCATTER, NodeInfo, ShardInfo, Standing, Topology
 
 log = get_logger(__name__)
 
@@ -46,7 +47,7 @@ class Control:
 
     def __init__(  # noqa: PLR0913 - what it shows and what it reaches
         self, me: NodeId, meta: MetaRecord, view: View, host: Host, *, etcd: Etcd, peers: Peers,
-        clock: Clock, led: Callable[[], tuple[int, ...]],
+        clock: Clock, led: Callable[[], tuple[int, ...]], held: Callable[[], Held | None],
     ) -> None:  # fmt: skip
         self._me = me
         self._meta = meta
@@ -56,7 +57,11 @@ class Control:
         self._peers = peers
         self._clock = clock
         self._led = led
+        self._held = held
         self._news = asyncio.Event()
+        self._shown: Topology | None = None
+        self.forwarded = 0
+        """Calls that another node was asked to answer, but for its part of a list."""
 
     # --- the map ---
 
@@ -67,6 +72,7 @@ class Control:
 
     def changed(self) -> None:
         """The view is not what it was."""
+        self._shown = None
         news, self._news = self._news, asyncio.Event()
         news.set()
 
@@ -108,7 +114,9 @@ class Control:
         shown: Topology | None = None
         while True:
             news = self._news
-            found = self.topology()
+            if self._shown is None:
+                self._shown = self.topology()
+            found = self._shown
             # A shard that begins to be served here is news, too, though nothing is written for it.
             changed = shown is not None and replace(found, read_ms=shown.read_ms) != shown
             if changed or found.revision > after_revision:
@@ -142,6 +150,7 @@ class Control:
 
     async def forward(self, node: NodeId, method: str, request: bytes) -> bytes:
         """Have another node answer."""
+        self.forwarded += not method.startswith(SCATTER)
         return await self._peers.forward(node, method, request, FORWARD_S)
 
     # --- changes ---
@@ -162,7 +171,7 @@ class Control:
         return self._node(node)
 
     async def move(self, shard: int, node: NodeId, epoch: int) -> ShardInfo:
-        """Wish for another leader, and wait until it leads."""
+        """Wish for another leader, and wait until it leads. The wish hangs on this node's lease: it ends with who waits."""
         seen = self._view.shards.get(shard)
         if seen is None:
             raise NotFound(f"no shard {shard}", reason="SHARD_NOT_FOUND")
@@ -176,7 +185,7 @@ class Control:
                 f"node {node!r} is no living voter of shard {shard}", reason="NOT_A_VOTER"
             )
         key, wish = f"{registry.MOVES}{shard}", MoveRecord(node).encode()
-        await self._etcd.transact([], [Put(key, wish)])
+        await self._wish(key, wish)
         try:
             async with asyncio.timeout(MOVE_S):
                 await self._until(lambda: self._leads(shard, node))
@@ -188,6 +197,17 @@ class Control:
         finally:
             await self._take_back(key, wish)
         return self._shard(shard)
+
+    async def _wish(self, key: str, wish: bytes) -> None:
+        """Raises Unavailable, OutcomeUnknown."""
+        held = self._held()
+        try:
+            if held is not None:
+                await self._etcd.transact([], [Put(key, wish, held.lease)])
+                return
+        except LeaseGone:
+            pass
+        raise Unavailable("this node is not registered in etcd at present", reason="NOT_REGISTERED")
 
     async def _take_back(self, key: str, wish: bytes) -> None:
         """Wish no more, unless somebody wishes for something else by now. One that stays asks for what is so already."""

@@ -4,6 +4,7 @@
     released by its leader ─┘                            │ refused: look again
                                                          │ unknown: read, and believe what is there
     no quorum within 3 s ──► give up, stay away for a while, so that a better connected voter may try
+    wall clock is wrong ──► give up at once, and stand no more until it is right
 
 The record is the truth: whoever it names leads, and a node that finds itself named under its present session begins,
 even if it never learnt how its own transaction ended.
@@ -39,6 +40,10 @@ log = get_logger(__name__)
 STAGGER_S = 0.05
 """Between the first in rank and the next: time to win, so that they do not get in each other's way."""
 
+WISHED_S = 0.75
+"""Behind a leader that gave a shard to somebody: on a busy machine that one is late by more than a rank or two, and a
+shard that another one took would be handed over again, and again."""
+
 DRAINING_S = 2.0
 """A node that is to be empty stands only when nobody else did for so long."""
 
@@ -72,6 +77,9 @@ class Election:
         self._clock = clock
         self._rng = rng
         self.spawn = spawn
+        self.barred: Callable[[], bool] = lambda: False
+        """True while this node must not lead."""
+        self._was_barred = False
         self._loop = asyncio.get_running_loop()
         self._busy: set[int] = set()
         self._standing: dict[int, asyncio.TimerHandle] = {}
@@ -106,17 +114,21 @@ class Election:
             self._begin(number, record)
         elif record.leader == self._me and replica.leads and replica.epoch == record.epoch:
             self._run(number, self._renew(seen, held))
-        elif self._me in record.voters and self._view.is_leaderless(record):
+        elif self._may_stand(record):
             self._stand_later(number, record)
+
+    def _may_stand(self, record: ShardRecord) -> bool:
+        leaderless = self._me in record.voters and self._view.is_leaderless(record)
+        return leaderless and not self.barred()
 
     def _begin(self, number: int, record: ShardRecord) -> None:
         """This node is named: lead, unless it does already; or, if that is over, see that the record says so."""
         replica = self._host.replicas[number]
-        if replica.epoch < record.epoch:
+        if replica.epoch < record.epoch and not self.barred():
             replica.led(leadership(record), self._clock.monotonic_ms())
             self._host.poke(number)
         elif replica.role in OVER:
-            released = replica.role == Role.RELEASED
+            released = replica.role == Role.RELEASED and replica.epoch == record.epoch
             self._run(number, self._give_up(number, released=released))
 
     def _stand_later(self, number: int, record: ShardRecord) -> None:
@@ -132,14 +144,20 @@ class Election:
         wish = self._view.moves.get(number, "")
         order.sort(key=lambda node: (not self._view.may_lead(node), node != wish))
         rank = order.index(self._me) if self._me in order else len(order)
-        return rank * STAGGER_S + (0 if self._view.may_lead(self._me) else DRAINING_S)
+        delay_s = rank * STAGGER_S + (0 if self._view.may_lead(self._me) else DRAINING_S)
+        return delay_s + (WISHED_S if self._is_given(record, wish) else 0)
+
+    def _is_given(self, record: ShardRecord, wish: NodeId) -> bool:
+        """True if the last leader let go of the shard so that another node gets it, and that node is there."""
+        others = wish not in ("", self._me) and wish in record.voters
+        return others and record.released and not record.leader and self._view.may_lead(wish)
 
     def _stand(self, number: int) -> None:
         self._standing.pop(number, None)
         seen, held = self._view.shards.get(number), self.held
         if seen is None or held is None or self.stopped or number in self._busy:
             return
-        if self._me in seen.record.voters and self._view.is_leaderless(seen.record):
+        if self._may_stand(seen.record):
             self._run(number, self._take_over(number, seen, held))
 
     # --- changing records ---
@@ -236,8 +254,15 @@ class Election:
         """What the shard's replica found out."""
         if isinstance(event, FenceFailed | Released) and self.stopped:
             self._last_word(number, released=isinstance(event, Released))
+        elif isinstance(event, FenceFailed) and self._may_give_up(number, event.epoch):
+            self._run(number, self._give_up(number, released=False))
         else:
             self.consider(number)
+
+    def _may_give_up(self, number: int, epoch: int) -> bool:
+        """A replica that takes a copy just now fails without ever having begun: told to lead again, it would fail again."""
+        seen = self._view.shards.get(number)
+        return seen is not None and seen.record.epoch == epoch and number not in self._busy
 
     def _last_word(self, number: int, *, released: bool) -> None:
         """While the node stops, records are not looked at any more, but what it leads is still given up."""
@@ -249,18 +274,28 @@ class Election:
             self._run(number, self._give_up(number, released=released))
 
     def watch_rights(self) -> None:
-        """A leader that could not act for a while gives the shard up, so that another may try. Called a few times a second."""
+        """A leader that must not, or could not for a while, gives the shard up, so that another may try.
+
+        Called a few times a second.
+        """
+        was_barred, self._was_barred = self._was_barred, self.barred()
+        if was_barred and not self._was_barred:
+            self.consider_all()
         now_ms = self._clock.monotonic_ms()
         for number, replica in self._host.replicas.items():
-            if not replica.leads or self._host.may_act(number):
+            if replica.leads and self._was_barred:
+                self._step_down(number, "the wall clock is wrong")
+            elif not replica.leads or self._host.may_act(number):
                 self._lapsed_ms.pop(number, None)
-                continue
-            since_ms = self._lapsed_ms.setdefault(number, now_ms)
-            if now_ms - since_ms > QUORUMLESS_MS and number not in self._busy:
-                self._lapsed_ms[number] = now_ms
-                replica.step_down("no quorum of voters")
-                self._host.poke(number)
-                self._run(number, self._give_up(number, released=False))
+            elif now_ms - self._lapsed_ms.setdefault(number, now_ms) > QUORUMLESS_MS:
+                self._step_down(number, "no quorum of voters")
+
+    def _step_down(self, number: int, why: str) -> None:
+        if number not in self._busy:
+            self._lapsed_ms.pop(number, None)
+            self._host.replicas[number].step_down(why)
+            self._host.poke(number)
+            self._run(number, self._give_up(number, released=False))
 
     async def release_all(self, timeout_s: float) -> None:
         """Stop leading, in order, so that the next leaders wait for nothing; what takes too long is left as it is."""

@@ -2,7 +2,7 @@
 
 Alert on: `cluster_shards_leaderless` above 0 for 10 s, `cluster_shards_thin` above 0 for longer than a restart takes,
 `cluster_registered` 0, `cluster_rights_lapsed` above 0, `cluster_behind_entries` that grows,
-`cluster_replicas_differing` above 0.
+`cluster_replicas_differing` above 0, `cluster_clock_off_seconds` beyond 0.25 either way.
 
 Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 """
@@ -22,6 +22,8 @@ class Gauges:
     def __init__(
         self, view: View, host: Host, election: Election, differing: Callable[[], int]
     ) -> None:
+        self.forwarded: Callable[[], int] = lambda: 0
+        self.wall_off_ms: Callable[[], int] = lambda: 0
         self._differing = differing
         self._view = view
         self._host = host
@@ -43,6 +45,8 @@ class Gauges:
             ("cluster_shards_thin", "Shards with fewer copies than min_copies.", len(view.thin)),
             ("cluster_shards_learning", "Shards being copied.", sum(bool(r.learners) for r in records)),
             ("cluster_rights_lapsed", "Led here without a quorum's word.", lapsed),
+            ("cluster_clock_off_seconds", "The majority's wall clock less this one's.",
+             self.wall_off_ms() / 1_000),
             ("cluster_behind_entries", "Most that a voter lacks of a log led here.", self._behind()),
         )  # fmt: skip
 
@@ -54,6 +58,7 @@ class Gauges:
             ("cluster_leaderships", "Leaderships begun.", host.leaderships),
             ("cluster_leaderships_ended", "Leaderships ended.", host.leaderships_ended),
             ("cluster_replicas_differing", "Comparisons that failed.", self._differing()),
+            ("cluster_calls_forwarded", "Calls passed on to a leader.", self.forwarded()),
             ("cluster_messages_ignored", "Messages that said nothing new.", ignored),
         )
 

@@ -15,7 +15,7 @@ Must never import: gRPC, protobuf, `runner`, `store`, the doors.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -241,11 +241,11 @@ class Host:
 
     def _persist(self, outputs: list[tuple[int, Output]]) -> None:
         records: list[Record] = [record for _, output in outputs for record in output.records]
-        marks = [(shard, output.mark) for shard, output in outputs]
         synced = [pair for _, output in outputs for pair in output.synced]
         if not records:
             self._send(synced)
             return
+        marks = [(shard, output.mark) for shard, output in outputs]
         future = self._wal.submit(records)
         self._writes.append(self._clock.monotonic_ms())
         self._health.writing_since_ms = self._writes[0]
@@ -267,7 +267,9 @@ class Host:
         self._send(synced)
         self._turn()
 
-    def _send(self, pairs: Iterable[tuple[NodeId, Message]]) -> None:
+    def _send(self, pairs: Sequence[tuple[NodeId, Message]]) -> None:
+        if not pairs:
+            return
         by_peer: defaultdict[NodeId, list[Message]] = defaultdict(list)
         for peer, message in pairs:
             by_peer[peer].append(message)
@@ -276,6 +278,8 @@ class Host:
 
     def _decide(self, outputs: list[tuple[int, Output]]) -> None:
         """The runner's batches that are committed now, in one call for all shards of a batch."""
+        if not self._pending:
+            return
         decided: dict[Done, list[int]] = {}
         for shard, output in outputs:
             pending = self._pending.get(shard)

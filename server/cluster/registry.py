@@ -4,7 +4,8 @@
     nodes/<store>       {peer, grpc, http, host, zone, ...}      on the node's lease: its create revision is its session
     members/<store>     {state}                                  active, draining, suspect, removed; no key: active
     shards/<n>          {epoch, leader, session, released, voters, learners, config}     never leased
-    moves/<n>           {leader}                                 an operator's wish, removed when it is fulfilled
+    moves/<n>           {leader}                                 an operator's wish, removed when it is fulfilled, and on
+                                                                 the lease of the node that was asked
 
 A shard's record changes by compare-and-swap only. Whoever takes it over proves three things in one transaction: nobody
 changed it since it was read, its own session lives, and the old leader's session is over (or it released the shard).

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -23,6 +24,8 @@ from tickwheel.server.dispatch.headers import check_headers
 from tickwheel.server.slot import Slot
 from tickwheel.server.topology import NodeInfo
 from tickwheel.v1 import job_service_pb2 as pb
+from tickwheel.v1.cluster_service_pb2 import WatchClusterRequest
+from tickwheel.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from tickwheel.v1.job_service_pb2_grpc import JobServiceStub
 
 METHODS = [method for service in SERVICES for method in service.methods]
@@ -46,7 +49,8 @@ class Calls:
 
 
 def alone() -> Alone:
-    slots: dict[int, Slot] = dict.fromkeys(range(64), cast("Slot", None))
+    slot = cast("Slot", SimpleNamespace(shard=SimpleNamespace(epoch=1)))
+    slots: dict[int, Slot] = dict.fromkeys(range(64), slot)
     me = NodeInfo("a" * 32, "active", True, "", "", "", "", "", "")
     return Alone("c" * 32, me, slots, lambda: 0)
 
@@ -235,3 +239,22 @@ async def test_a_port_that_is_taken_is_an_os_error(world: World) -> None:
     )
     with pytest.raises(OSError, match="can't listen"):
         await door.start()
+
+
+async def test_who_watches_the_cluster_does_not_delay_the_stop(world: World) -> None:
+    """Clients do that all the time: the watch ends well, long before the grace does."""
+    stub: Any = ClusterServiceStub(world.channel)
+    told: set[int] = set()
+
+    async def watch() -> None:
+        async for news in stub.WatchCluster(WatchClusterRequest()):
+            told.add(len(news.cluster.shards))
+
+    watching = asyncio.create_task(watch())
+    async with asyncio.timeout(10):
+        while not told:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
+        await world.door.stop(60)
+        await watching
+    assert told == {64}
+    assert ("WatchCluster", "OK") in world.calls.ended

@@ -39,10 +39,10 @@ def replay_command(seed: int) -> str:
     return f"python -m tests.sim --seeds {seed}-{seed} --show"
 
 
-def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Cut [first, last] at the hundreds."""
+def blocks(first: int, last: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+    """Cut [first, last] at the multiples of a size."""
     while first <= last:
-        end = min(last, first // BLOCK * BLOCK + BLOCK - 1)
+        end = min(last, first // size * size + size - 1)
         yield first, end
         first = end + 1
 

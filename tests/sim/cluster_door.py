@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES = 40
+QUICK_TRIES = 10
 ANSWER_S = 2.0
 PAUSE_S = 0.15
 
@@ -32,10 +33,11 @@ PAUSE_S = 0.15
 class Door:
     """What `Users` take for a node."""
 
-    def __init__(self, world: "ClusterWorld", number: int) -> None:
+    def __init__(self, world: "ClusterWorld", number: int, pause_s: float = PAUSE_S) -> None:
         self.arrived_before = -1
         """What had arrived when the last call was first taken by a node, or may have been."""
         self._world = world
+        self._pause_s = pause_s
         self._rng = Random(f"{world.seed}:door:{number}")
 
     async def call(self, command: NamedCommand) -> Reply:
@@ -69,7 +71,7 @@ class Door:
     async def _ask(self, work: Callable[[Node], Awaitable[T]]) -> T:
         last: TickwheelError = Unavailable("nobody was asked")
         doubt = False
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             if not doubt:
                 self.arrived_before = len(self._world.ledger.arrivals)
             try:
@@ -81,7 +83,8 @@ class Door:
             except TimeoutError:
                 last, doubt = Unavailable("no answer", reason="NO_ANSWER"), True
                 self._world.marks["asked again: no answer"] += 1
-            await asyncio.sleep(self._rng.random() * PAUSE_S)
+            pause_s = self._pause_s if attempt < QUICK_TRIES else PAUSE_S
+            await asyncio.sleep(self._rng.random() * pause_s)
         raise last
 
     def _pick(self) -> "SimNode":

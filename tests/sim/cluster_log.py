@@ -203,6 +203,8 @@ class Watch:
             self._blame(f"{name} leads shard {shard} in epoch {epoch}, and so did another")
         committed, log = self.committed[shard], replica._log
         for index in range(max(log.base_index, 1), len(committed) + 1):
+            if committed[index - 1].epoch > epoch:
+                return  # of a later leader: this one was paused, and hears only now that it led
             if not log.holds(index, committed[index - 1].epoch):
                 self._blame(f"{name} leads shard {shard} without the committed {index}")
                 return

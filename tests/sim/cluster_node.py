@@ -7,6 +7,7 @@ wipe: the disk and the stores are new, and so is the name
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from tickwheel.server.cluster.peer_hello import Identity
 from tickwheel.server.cluster.peer_port import Forwarded, Owner, Peers, SnapshotFiles
 from tickwheel.server.cluster.registry import MetaRecord, NodeRecord
 from tickwheel.server.clustered import ClusterDevices, ClusterNode
+from tickwheel.server.config import Config
 from tickwheel.server.dispatch.dispatcher import Dispatcher, Limits
 from tickwheel.server.errors import Fatal, TickwheelError, WalFailed
 from tickwheel.server.journal import Journal
@@ -47,6 +49,7 @@ TTL_S = 3
 DRAIN_MS = 3_000
 STOP_S = 60.0
 BOOT_RETRY_S = 0.5
+TAIL_BYTES = 64 * KIB
 
 
 @dataclass
@@ -79,6 +82,7 @@ class SimNode:
         self.lives = 0
         self.kept_down = 0
         self.struck = False
+        self.stall_s = 0.0
         self.node: ClusterNode | None = None
         self.life: Life | None = None
         self._rng = Random(f"{world.seed}:{self.name}")
@@ -131,7 +135,7 @@ class SimNode:
         )
         health = Health(self.clock.monotonic_ms)
         node = ClusterNode(
-            world.config,
+            self._config(),
             Devices(
                 clock=self.clock,
                 store=SlowStore(world.loop, self._up_to(world.weather.store_s)),
@@ -162,6 +166,13 @@ class SimNode:
         await node.start()
         self.node = node
 
+    def _config(self) -> Config:
+        """As everybody's; but one node in two may remember more of its logs than others."""
+        config = copy(self.world.config)
+        if self.world.weather.tails_differ and self.number % 2:
+            object.__setattr__(config, "tail_bytes", TAIL_BYTES)
+        return config
+
     def _open_store(self, number: int) -> DictStore:
         if number not in self.stores:
             self.stores[number] = DictStore(number)
@@ -177,7 +188,8 @@ class SimNode:
         identity = WalIdentity(bytes.fromhex(CLUSTER), bytes.fromhex(self.id))
         journal, recovery = Journal.open(self.disk, options, identity, seconds=self.clock.monotonic)
         self.world.marks["torn tail"] += recovery.dropped_bytes > 0
-        slow = SlowLoop(self.world.loop, self._up_to(self.world.weather.wal_s))
+        write_s = self._up_to(self.world.weather.wal_s)
+        slow = SlowLoop(self.world.loop, lambda: self.stall_s or write_s())
         self.world.log.watch_journal(self.id, journal)
         wal = InlineWal(journal, slow, self.die)  # type: ignore[arg-type]
         return recovery.shards, list(recovery.records()), wal

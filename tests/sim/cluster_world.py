@@ -59,6 +59,7 @@ class ClusterWorld:
         self.healed_s = NEVER_S
         self.drained: set[str] = set()
         self.steps: list[tuple[float, Ms]] = []
+        self.set_by_ms: Counter[str] = Counter()
         self.config = self._make_config()
         self.loop = LifeLoop()
         self.loop.set_exception_handler(self._on_failure)
@@ -167,6 +168,7 @@ class ClusterWorld:
         self.tell(f"the clock of {node.name} is set by {step_ms} ms")
         self.steps.append((self.loop.now_s, node.clock.now_ms()))
         node.clock.offset_ms += step_ms
+        self.set_by_ms[node.name] += step_ms
 
     async def command(
         self, node: SimNode, ask: Callable[[Control], Awaitable[object]]
@@ -207,8 +209,11 @@ class ClusterWorld:
         for node in self.nodes:
             node.resume()
             node.disk.left = None
+            node.stall_s = 0.0
             node.disk.fail_sync_at = node.disk.cut_at = 0
             node.kept_down, node.struck = 0, False
+            if self.set_by_ms[node.name]:  # a node whose clock is wrong leads nothing
+                self.step_clock(node, -self.set_by_ms[node.name])
             self._restart(node)
         for name in sorted(self.drained):
             self.etcd.write(f"members/{name}", MemberRecord(MemberState.ACTIVE.value).encode())

@@ -9,13 +9,13 @@ is scheduled in a neutral context, and enters the receiver's by `life.enter`.
 """
 
 import asyncio
-from asyncio import events
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any, TypeVar
 
-from tests.sim.loop import VirtualLoop
+from tests.sim.loop import Deadlock, VirtualLoop
 
 T = TypeVar("T")
 
@@ -29,9 +29,9 @@ class Life:
         self.name = name
         self.alive = True
         self.paused = False
-        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.tasks: list[asyncio.Task[Any]] = []
         self._loop = loop
-        self._held: list[asyncio.Handle] = []
+        self._held: list[_Handle] = []
         self._context = copy_context()
         self._context.run(LIFE.set, self)
         loop.lives.append(self)
@@ -76,33 +76,51 @@ class Life:
         for handle in held:
             self._loop.requeue(handle)
 
-    def may_run(self, handle: asyncio.Handle) -> bool:
+    def may_run(self, handle: "_Handle") -> bool:
         """Whether a callback of this life runs now; if it is only paused, it is kept."""
         if self.paused:
             self._held.append(handle)
         return self.alive and not self.paused
 
 
-class _Handle(asyncio.Handle):
-    def _run(self) -> None:
-        life = self._context.get(LIFE)  # type: ignore[attr-defined]
-        if life is None or life.may_run(self):
-            super()._run()
+class _Handle:
+    """A callback and its life: a part of `asyncio.Handle` that costs a quarter of it."""
 
+    __slots__ = ("args", "callback", "context", "gone", "life", "when_s")
 
-class _TimerHandle(asyncio.TimerHandle):
-    def _run(self) -> None:
-        life = self._context.get(LIFE)  # type: ignore[attr-defined]
-        if life is None or life.may_run(self):
-            super()._run()
+    def __init__(
+        self, callback: Any, args: Any, context: Context | None, when_s: float = 0.0
+    ) -> None:
+        self.callback: Any = callback
+        self.args: Any = args
+        self.context = copy_context() if context is None else context
+        self.life: Life | None = self.context.get(LIFE)
+        self.gone = False
+        self.when_s = when_s
+
+    def cancel(self) -> None:
+        """It will not run."""
+        self.gone = True
+        self.callback = self.args = None
+
+    def cancelled(self) -> bool:
+        """Whether somebody did so."""
+        return self.gone
+
+    def when(self) -> float:
+        """The time that it was set for."""
+        return self.when_s
 
 
 class LifeLoop(VirtualLoop):
-    """A virtual loop whose callbacks ask their life first."""
+    """A virtual loop whose callbacks ask their life first. What is set for one moment runs in the order it was set."""
 
     def __init__(self, now_s: float = 0.0) -> None:
         super().__init__(now_s)
         self.lives: list[Life] = []
+        self._turns: deque[_Handle] = deque()
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._set = 0
         self.set_task_factory(self._make_task)
 
     def _make_task(self, _loop: object, work: Any, **options: Any) -> "asyncio.Task[Any]":
@@ -110,33 +128,77 @@ class LifeLoop(VirtualLoop):
         context: Context | None = options.get("context")
         life = LIFE.get() if context is None else context.get(LIFE)
         if life is not None:
-            life.tasks[task] = None
-            task.add_done_callback(lambda done: life.tasks.pop(done, None))
+            life.tasks.append(task)
         return task
 
-    def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, context)
-        self._ready.append(handle)  # type: ignore[attr-defined]
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> _Handle:
+        """As the base's."""
+        handle = _Handle(callback, args, context)
+        self._turns.append(handle)
         return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        """As the base's, with a handle that asks its life."""
-        timer = _TimerHandle(when, callback, args, self, context)
-        heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True  # type: ignore[attr-defined]
-        return timer
+    ) -> _Handle:
+        """As the base's."""
+        self._set += 1
+        handle = _Handle(callback, args, context, when)
+        heappush(self._timers, (when, self._set, handle))
+        return handle
 
-    def requeue(self, handle: asyncio.Handle) -> None:
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> _Handle:
+        """As the base's."""
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        """All turns there are until somebody stops the loop: what the base does, without descriptors and statistics."""
+        turns, timers = self._turns, self._timers
+        while not self._stopping:  # type: ignore[attr-defined]
+            if not turns:
+                self._jump()
+            while timers and timers[0][0] <= self.now_s:
+                turns.append(heappop(timers)[2])
+            for _ in range(len(turns)):
+                handle = turns.popleft()
+                life = handle.life
+                if handle.gone or not (life is None or life.may_run(handle)):
+                    continue
+                try:
+                    handle.context.run(handle.callback, *handle.args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - as asyncio does
+                    self._failed(handle, error)
+
+    def _failed(self, handle: _Handle, error: BaseException) -> None:
+        what = f"in {handle.callback!r}"
+        self.call_exception_handler({"message": what, "exception": error, "life": handle.life})
+
+    def _jump(self) -> None:
+        timers = self._timers
+        while timers and timers[0][2].gone:
+            heappop(timers)
+        if not timers:
+            raise Deadlock("nothing is ready and no timer is set")
+        self.now_s = max(self.now_s, timers[0][0] + self.stall())
+
+    def abandon(self) -> None:
+        """See the base."""
+        super().abandon()
+        self._turns.clear()
+        self._timers.clear()
+
+    def requeue(self, handle: _Handle) -> None:
         """It was held; its turn comes now."""
-        if not handle.cancelled():
-            self._ready.append(handle)  # type: ignore[attr-defined]
+        if not handle.gone:
+            self._turns.append(handle)
 
 
 def life_of(context: dict[str, Any]) -> Life | None:
     """Whose callback raised, by what the loop's exception handler is told."""
-    handle = context.get("handle")
-    if isinstance(handle, events.Handle):
-        return handle._context.get(LIFE)  # type: ignore[attr-defined,no-any-return]
-    return None
+    life: Life | None = context.get("life")
+    return life

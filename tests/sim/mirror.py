@@ -72,18 +72,18 @@ def unlike(content: Content, slot: Slot) -> Iterator[str]:
     store = slot.store
     assert isinstance(store, DictStore)
     table = slot.shard.table
+    named = store.find([(job.namespace, job.name) for job in content.jobs.values()])
     for row, job in content.jobs.items():
-        if _job_seen(slot, row) != job:
-            yield f"job {job.name} (row {row}) reads {_job_seen(slot, row)}"
+        seen = _job_seen(slot, row)
+        if seen != job:
+            yield f"job {job.name} (row {row}) reads {seen}"
         found = table.find(job.namespace, job.name)
-        if (store.find([(job.namespace, job.name)]) if found is UNKNOWN else found) not in (
-            row,
-            {(job.namespace, job.name): row},
-        ):
+        if (named.get((job.namespace, job.name)) if found is UNKNOWN else found) != row:
             yield f"the name {job.name} leads to {found}, not to row {row}"
+    stored_live = store.live(list(content.live))
     for row, data in content.live.items():
-        seen = table.execution(row)
-        if (store.live([row]).get(row) if seen is UNKNOWN else seen) != data:
+        live = table.execution(row)
+        if (stored_live.get(row) if live is UNKNOWN else live) != data:
             yield f"live execution {row} reads otherwise"
     stored = {row for row, _ in store.stored_jobs()}
     for row in sorted(stored - content.jobs.keys()):

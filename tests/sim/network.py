@@ -41,12 +41,16 @@ WINDOW_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class NetworkWeather:
-    """How good the network is. Delays in seconds, each drawn between the two; `loss` is of 1, for each frame."""
+    """How good the network is. Delays in seconds, each drawn between the two; `loss` is of 1, for each frame.
+
+    `copy_bytes_s` is the most that a node sends of snapshots; 0: as much as it can.
+    """
 
     delay_s: tuple[float, float] = (0.000_2, 0.002)
     loss: float = 0.0
     keepalive_s: float = 6.0
     call_wait_s: float = 1.0
+    copy_bytes_s: int = 0
 
 
 class SimNetwork:
@@ -155,7 +159,7 @@ class SimPeers:
         self.admission = Admission(me)
         self.session = 0
         self.closed = False
-        self._source = SnapshotSource(owner.open_snapshot)
+        self._source = SnapshotSource(owner.open_snapshot, network.weather.copy_bytes_s)
         self._stream = 0
         self._members: dict[NodeId, Member] = {}
         self._links: dict[NodeId, tuple[str, _Lane, _Lane]] = {}
@@ -344,7 +348,7 @@ class SimPeers:
 
         serving = asyncio.get_running_loop().create_task(serve())
         try:
-            while (piece := await pieces.get()) is not None:
+            while (piece := await self._piece(pieces, address, target)) is not None:
                 await self._travel(address, self.address)
                 lost = self.network.rng.random() < self.network.weather.loss
                 if lost or self.network.at(address) is not target:
@@ -354,6 +358,17 @@ class SimPeers:
         finally:
             serving.cancel()
             serving.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _piece(
+        self, pieces: "asyncio.Queue[bytes | None]", address: str, target: "SimPeers"
+    ) -> bytes | None:
+        while True:
+            try:
+                async with asyncio.timeout(self.network.weather.keepalive_s):
+                    return await pieces.get()
+            except TimeoutError:
+                if self.network.at(address) is not target:
+                    raise ConnectionError("the process there ended") from None
 
 
 class _Lane:
@@ -371,7 +386,8 @@ class _Lane:
         self._kind = kind
         self._queue = queue
         self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
+        self._pumping = False
+        self._context = copy_context()
         self._broken = asyncio.Event()
         self._connection = _Connection()
         self._suspicion: asyncio.TimerHandle | None = None
@@ -384,7 +400,7 @@ class _Lane:
         if not self._queue.put(messages):
             self._process.counters.resets += 1
             self._break()
-        self._wake.set()
+        self._kick()
 
     def close(self) -> None:
         """End it for good."""
@@ -432,11 +448,9 @@ class _Lane:
         self._process.counters.connects += 1
         self._tell(up=True)
         self.path_changed()
-        pump = self._loop.create_task(self._pump(connection))
         try:
             await self._broken.wait()
         finally:
-            pump.cancel()
             connection.cut()
 
     def _break(self) -> None:
@@ -485,17 +499,18 @@ class _Lane:
 
     # --- writing ---
 
-    async def _pump(self, connection: "_Connection") -> None:
-        sequence = 1
-        while True:
-            await connection.room.wait()
-            messages = self._queue.take()
-            if not messages:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            for frame in wire.pack(messages, sequence):
-                sequence += 1
+    def _kick(self) -> None:
+        """Write in a turn of this process's own: a paused one writes nothing."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump, context=self._context)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        connection = self._connection
+        while self.up and connection.room and (messages := self._queue.take()):
+            for frame in wire.pack(messages, connection.next_sequence):
+                connection.next_sequence += 1
                 self._depart(connection, frame)
             self._process.counters.messages_sent += len(messages)
 
@@ -520,7 +535,10 @@ class _Lane:
     def _deliver(self, connection: "_Connection") -> None:
         """Hand over what arrived, if the path is open; a stream that does not count any more ends."""
         while connection.arrived and self._network.one_open(self.source, self.target):
+            full = not connection.room
             frame = connection.take()
+            if full:
+                self._kick()
             target, caller = connection.target, connection.caller
             if frame is None or target is None or caller is None or target.closed:
                 return
@@ -541,19 +559,21 @@ class _Connection:
         self.target = target
         self.caller = caller
         self.unpacker = wire.Unpacker()
-        self.room = asyncio.Event()
-        self.room.set()
+        self.next_sequence = 1
         self.arrives_s = 0.0
         self.arrived = 0
         self._frames: deque[bytes] = deque()  # bounded: by WINDOW_BYTES
         self._bytes = 0
 
+    @property
+    def room(self) -> bool:
+        """Whether the sender may write."""
+        return self._bytes < WINDOW_BYTES
+
     def put(self, frame: bytes) -> None:
         """It leaves."""
         self._frames.append(frame)
         self._bytes += len(frame)
-        if self._bytes >= WINDOW_BYTES:
-            self.room.clear()
 
     def take(self) -> bytes | None:
         """It is read at the other end; None when the connection was cut."""
@@ -562,8 +582,6 @@ class _Connection:
             return None
         frame = self._frames.popleft()
         self._bytes -= len(frame)
-        if self._bytes < WINDOW_BYTES:
-            self.room.set()
         return frame
 
     def cut(self) -> None:

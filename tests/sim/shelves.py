@@ -53,9 +53,11 @@ class DictShelves:
         return directory
 
     def hashing(self, shard: int) -> Generator[None, None, StateHash]:
-        """Of everything but the history."""
-        store = self._stores[shard]
+        """Of everything but the history. FileNotFoundError as the real one."""
         yield
+        store = self._stores.get(shard)
+        if store is None:
+            raise FileNotFoundError(f"shard {shard}")
         content, at = store.content(), store.applied
         kept = [sorted(content.jobs.items()), sorted(content.live.items())]
         digest = sha256(repr(kept).encode()).digest()

@@ -16,6 +16,11 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from tickwheel.v1 import job_service_pb2 as pb
+from tickwheel.v1.cluster_service_pb2 import Cluster, WatchClusterRequest, WatchClusterResponse
+from tickwheel.v1.cluster_service_pb2_grpc import (
+    ClusterServiceServicer,
+    add_ClusterServiceServicer_to_server,
+)
 from tickwheel.v1.job_pb2 import JOB_STATE_SCHEDULED, Job
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -162,11 +167,56 @@ def failing(
     return answer
 
 
-async def start(jobs: FakeJobs, port: int = 0) -> tuple[grpc.aio.Server, str]:
-    """A server on loopback, and its address."""
+class FakeMap(ClusterServiceServicer):
+    """Tells `shown` to whoever asks or watches, and again after `tell`; or the error that the test sets for watchers."""
+
+    def __init__(self) -> None:
+        self.shown = Cluster()
+        self.watched = 0
+        self.asked = 0
+        self.error: Status | None = None
+        self._news = asyncio.Event()
+
+    def tell(self, shown: Cluster) -> None:
+        self.shown = shown
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def GetCluster(self, request: Any, context: Any) -> Cluster:  # noqa: N802 - gRPC's name
+        self.asked += 1
+        return self.shown
+
+    async def WatchCluster(  # noqa: N802
+        self, request: WatchClusterRequest, context: Any
+    ) -> AsyncIterator[WatchClusterResponse]:
+        self.watched += 1
+        if self.error is not None:
+            await abort(context, self.error)
+        known = request.after_revision
+        while True:
+            news = self._news
+            if self.shown.revision > known:
+                known = self.shown.revision
+                yield WatchClusterResponse(cluster=self.shown)
+            else:
+                await news.wait()
+
+    async def DrainNode(self, request: Any, context: Any) -> NoReturn:  # noqa: N802
+        await abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not here"))
+
+    async def MoveShard(self, request: Any, context: Any) -> NoReturn:  # noqa: N802
+        await abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not here"))
+
+
+async def start(
+    jobs: FakeJobs, port: int = 0, cluster: FakeMap | None = None
+) -> tuple[grpc.aio.Server, str]:
+    """A server on loopback, and its address. Without `cluster` it is older than the map."""
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 1024 * 1024)]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((jobs.handlers(),))
+    if cluster is not None:
+        add_ClusterServiceServicer_to_server(cluster, server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     return server, f"127.0.0.1:{bound}"

@@ -34,17 +34,18 @@ from tickwheel.server.replica import Role
 from tickwheel.server.turn import FenceFailed, Leadership, Released, SteppedDown, Why
 
 SHARD = 7
+TOLD_MAX = 100
 SITES = {name: Site(f"host-{name[0]}", "") for name in (A, B, C)}
 FIRST, SECOND, THIRD = preference(SHARD, SITES)
 
 
 class FakeReplica:
-    """Leads as soon as it is told to; `fails` has its fence fail instead."""
+    """Leads as soon as it is told to; `fails` has its fence fail instead, `takes_a_copy` has it not even begin."""
 
     def __init__(self, member: "Member") -> None:
         self.role = Role.FOLLOWER
         self.epoch = 0
-        self.fails = False
+        self.fails = self.takes_a_copy = False
         self.told: list[Leadership] = []
         self._member = member
 
@@ -59,6 +60,10 @@ class FakeReplica:
     def led(self, record: Leadership, _now_ms: int) -> None:
         assert record.leader == self._member.name
         self.told.append(record)
+        assert len(self.told) < TOLD_MAX, "told again and again"
+        if self.takes_a_copy:
+            self._member.later(FenceFailed(record.epoch))
+            return
         self.epoch, self.role = record.epoch, Role.LEADING
         if self.fails:
             self.role = Role.FOLLOWER

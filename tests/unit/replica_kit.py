@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from tickwheel.server.lead import Pace
 from tickwheel.server.log import Log, Recovered
 from tickwheel.server.message import Append, LogEntry, Message, NodeId
 from tickwheel.server.record import Record
@@ -126,3 +127,24 @@ def at(one: Replica, role: Role) -> bool:
 
 def events(of: Net, name: str) -> list[object]:
     return [event for who, event in of.events if who == name]
+
+
+def far_ahead() -> Net:
+    """a leads, and has forgotten what c never got."""
+    group = Net(replica(name, options=SMALL) for name in "abc")
+    group.cut = {"c"}
+    leader = group.lead("a", 1)
+    for payload in (b"x", b"y", b"z"):
+        leader.propose(payload)
+        group.run()
+    group.cut = set()
+    leader.connected("c")
+    group.run()
+    return group
+
+
+def peer_of(leader: Replica, name: str) -> tuple[Pace, int, int]:
+    """How a peer is fed: its pace, what agrees, what comes next."""
+    assert leader._lead is not None
+    peer = leader._lead.peers[name]
+    return peer.pace, peer.match, peer.next

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,8 @@ class Canned(ClusterServiceServicer):
         self.maps = [three_nodes()]
         self.seen: list[Any] = []
         self.keys: list[str] = []
+        self.left_s: list[float] = []
+        self.silent: tuple[type, ...] = ()
         self.error: Status | None = None
 
     async def GetCluster(self, request: Any, context: Any) -> pb.Cluster:  # noqa: N802 - gRPC's name
@@ -77,6 +80,9 @@ class Canned(ClusterServiceServicer):
 
     async def _meet(self, request: Any, context: Any) -> None:
         self.seen.append(request)
+        self.left_s.append(context.time_remaining())
+        if isinstance(request, self.silent):
+            await asyncio.Event().wait()
         given: dict[str, Any] = dict(context.invocation_metadata() or ())
         self.keys.append(str(given.get("authorization", "")))
         asked = not isinstance(request, pb.GetClusterRequest) or len(self.seen) > 1
@@ -228,13 +234,12 @@ def test_a_node_is_drained_and_waited_for(tickwheel: Terminal) -> None:
     assert request == pb.DrainNodeRequest(name=f"nodes/{ANNA}")
 
 
-def test_a_drain_that_takes_long_says_so(
-    tickwheel: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(commands, "DRAIN_POLLS", 3)
-    result = tickwheel("drain", "anna")
+def test_a_drain_that_takes_long_says_so(tickwheel: Terminal) -> None:
+    begin_s = time.monotonic()
+    result = tickwheel("drain", "anna", "--timeout", "0.5")
     assert result.stdout == "anna: draining, still leads 2 shards, and goes on handing them over\n"
-    assert len(tickwheel.canned.seen) == 1 + 1 + 1 + 3
+    assert 0.4 < time.monotonic() - begin_s < 5
+    assert len(tickwheel.canned.seen) > 5
 
 
 def test_a_drain_is_undone_at_once(tickwheel: Terminal) -> None:
@@ -314,6 +319,27 @@ def test_a_refusal_is_told_and_counts(
     assert result.exit_code == exit_code
     assert result.stderr == "tickwheel: there is no other node\n"
     assert result.stdout == ""
+
+
+def test_the_time_that_is_given_is_kept(tickwheel: Terminal) -> None:
+    tickwheel.canned.silent = (pb.MoveShardRequest,)
+    begin_s = time.monotonic()
+    result = tickwheel("move", "1", "anna", "--timeout", "0.5")
+    assert (result.exit_code, "Deadline" in result.stderr) == (5, True)
+    assert time.monotonic() - begin_s < 5
+    assert all(left_s < 0.7 for left_s in tickwheel.canned.left_s)
+
+
+def test_without_one_a_move_has_longer_than_others(tickwheel: Terminal) -> None:
+    assert tickwheel("move", "1", "anna").exit_code == 0
+    assert all(20 < left_s < commands.CALL_TIMEOUT_S + 1 for left_s in tickwheel.canned.left_s)
+
+
+def test_nobody_there_for_so_long(tickwheel: Terminal) -> None:
+    begin_s = time.monotonic()
+    result = tickwheel("status", "--timeout", "0.2", server="127.0.0.1:1")
+    assert result.exit_code == 5
+    assert time.monotonic() - begin_s < 1.5
 
 
 def test_nobody_there(tickwheel: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

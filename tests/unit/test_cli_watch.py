@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import grpc
+import pytest
 import yaml
 from tests.unit import client_fakes as fakes
 from tests.unit.test_cli_jobs import Terminal, tickwheel
 from tests.unit.test_client_watch import pulse, refusal, script
 
+from tickwheel.cli import show
 from tickwheel.v1 import job_service_pb2 as pb
 from tickwheel.v1.execution_pb2 import EXECUTION_STATE_FAILED, EXECUTION_STATE_SUCCEEDED
 
@@ -68,3 +70,13 @@ def test_yaml_documents_and_tokens(tickwheel: Terminal) -> None:
         "FAILED",
     ]
     assert result.stderr.splitlines()[:3] == ["t0", "t1", "t2"]
+
+
+def test_ctrl_c_is_how_it_ends(tickwheel: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(tickwheel)
+
+    def interrupted(_printed: show.Printed, _row: Any, _item: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(show.Printed, "put", interrupted)
+    assert tickwheel("executions", "watch").exit_code == 0

@@ -185,6 +185,21 @@ async def test_a_client_that_is_closed_watches_no_more() -> None:
     assert caught.value.reason == "CLIENT_CLOSED"
 
 
+async def test_a_connection_that_is_let_go_under_a_watch_is_a_break() -> None:
+    server = fakes.FakeJobs()
+    server.watch = script(([change(1)], silence), ([change(2)], silence))
+    running, address = await fakes.start(server)
+    async with AsyncClient(address) as connection:
+        changes = connection.executions.watch()
+        assert (await anext(changes)).token == "t1"
+        links = connection._core.links
+        await links._open.pop(address).channel.close()
+        assert (await anext(changes)).token == "t2"
+        await changes.aclose()
+    await running.stop(None)
+    assert tokens_sent(server) == ["", "t1"]
+
+
 async def test_a_watch_that_is_left_is_ended_at_the_server() -> None:
     server = fakes.FakeJobs()
     gone = asyncio.Event()

@@ -1,12 +1,14 @@
 """ClusterService without its transport: names in, the map out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tickwheel.server.api.cluster import ClusterDoor, parse_node, parse_shard
+from tickwheel.server.api import limits
+from tickwheel.server.api.cluster import SPACE_S, ClusterDoor, parse_node, parse_shard
 from tickwheel.server.cluster.registry import MemberState
-from tickwheel.server.errors import InvalidArgument
+from tickwheel.server.errors import InvalidArgument, ResourceExhausted
 from tickwheel.server.topology import NodeInfo, NodeName, ShardInfo, Standing, Topology
 from tickwheel.v1 import cluster_service_pb2 as pb
 
@@ -83,6 +85,36 @@ async def test_the_map_as_it_changes() -> None:
     request = pb.WatchClusterRequest(after_revision=16)
     found = [response.cluster.revision async for response in door.watch_cluster(request)]
     assert (found, port.asked) == ([17, 17], [("watch", 16)])
+
+
+async def test_all_who_watch_are_told_one_message() -> None:
+    door = ClusterDoor(Port())
+    request = pb.WatchClusterRequest()
+    first, second = door.watch_cluster(request), door.watch_cluster(request)
+    await asyncio.gather(anext(first), anext(second))
+    assert door._message(MAP) is door._message(MAP)
+    for watch in (first, second):
+        await watch.aclose()  # type: ignore[attr-defined]
+    assert door._watchers == 0
+
+
+async def test_there_is_an_end_of_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WATCHERS_MAX", 1)
+    door = ClusterDoor(Port())
+    request = pb.WatchClusterRequest()
+    first = door.watch_cluster(request)
+    await anext(first)
+    with pytest.raises(ResourceExhausted) as caught:
+        await anext(door.watch_cluster(request))
+    assert caught.value.retry_after_ms
+    assert len([response async for response in first]) == 1
+    assert len([response async for response in door.watch_cluster(request)]) == 2
+
+
+async def test_maps_do_not_follow_each_other_at_once() -> None:
+    now = asyncio.get_running_loop().time
+    told = [now() async for _ in ClusterDoor(Port()).watch_cluster(pb.WatchClusterRequest())]
+    assert told[1] - told[0] >= SPACE_S
 
 
 async def test_changes_reach_the_cluster() -> None:

@@ -256,6 +256,7 @@ def test_peers_with_certificates_may_listen_beyond_loopback() -> None:
         ({"peer_listen": "127.0.0.1:7080"}, "peer_listen: 127.0.0.1:7080 is another listener's"),
         ({"peer_listen": "0.0.0.0:7071", **TLS}, "set peer_advertise"),
         ({"peer_listen": "[::]:7071", **TLS}, "set peer_advertise"),
+        ({"grpc_advertise": "h:0"}, "grpc_advertise: h:0 is not host:port of this node"),
         ({"peer_advertise": "here"}, "peer_advertise: here is not host:port of this node"),
         ({"peer_advertise": "h:0"}, "peer_advertise: h:0 is not host:port of this node"),
         ({"peer_advertise": "0.0.0.0:7071"}, "peer_advertise: 0.0.0.0:7071 is not host:port"),
@@ -272,3 +273,20 @@ def test_what_contradicts_itself_among_peers_is_refused(
 def test_a_node_behind_a_wildcard_says_where_it_is() -> None:
     settings = load({"peer_listen": "0.0.0.0:7071", "peer_advertise": "node-1:7071", **TLS}, {})
     assert settings.peer_advertise == "node-1:7071"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({}, "127.0.0.1:7070"),
+        ({"grpc_listen": "10.0.0.1:7070"}, "10.0.0.1:7070"),
+        ({"grpc_listen": "0.0.0.0:7070", "peer_advertise": "node-1:7071"}, "node-1:7070"),
+        ({"grpc_listen": "[::]:7070", "peer_advertise": "[fd00::1]:7071"}, "[fd00::1]:7070"),
+        ({"grpc_listen": "10.0.0.1:7070", "peer_advertise": "node-1:7071"}, "10.0.0.1:7070"),
+        ({"grpc_listen": "0.0.0.0:7070", "grpc_advertise": "api-1:443"}, "api-1:443"),
+    ],
+)
+def test_clients_are_told_an_address_that_they_can_call(
+    flags: dict[str, object], told: str
+) -> None:
+    assert load({**flags, "insecure_listen": True}, {}).grpc_told == told

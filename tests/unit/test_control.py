@@ -10,6 +10,7 @@ from tests.unit.elect_kit import Clock
 from tickwheel.server.cluster import control as room
 from tickwheel.server.cluster.control import Control
 from tickwheel.server.cluster.peer_port import Peers
+from tickwheel.server.cluster.ports import Held
 from tickwheel.server.cluster.registry import MetaRecord, MoveRecord, ShardRecord
 from tickwheel.server.errors import (
     Aborted,
@@ -38,9 +39,12 @@ class World:
         self.led: list[int] = [0]
         self.etcd = sim_etcd()
         self.port = self.etcd.port(A)
+        self.held: Held | None = Held(7, self.sessions[A], 3_600_000)
+        self.etcd.store.grant(3_600, self.held.lease, now_s())
         self.control = Control(
             A, MetaRecord("c" * 32, 3, 3), self.view, FakeHost().as_host(), etcd=self.port,
             peers=cast("Peers", FakePeers()), clock=Clock(), led=lambda: tuple(self.led),
+            held=lambda: self.held,
         )  # fmt: skip
 
     def led_by(self, number: int, leader: str, epoch: int = 5) -> None:
@@ -112,6 +116,8 @@ def test_who_leads() -> None:
         assert world.control.others() == (B,)
         assert world.control.led() == (0,)
         assert await world.control.forward(B, "m", b"xx") == b"b m 2 30"
+        await world.control.forward(B, "scatter/ListJobs", b"")
+        assert world.control.forwarded == 1, "a part of a list is not passed on"
 
     run(story())
 
@@ -299,6 +305,33 @@ def test_a_caller_who_goes_away_takes_the_wish_along() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert await world.key("moves/0") is None
+
+    run(story())
+
+
+def test_a_wish_ends_with_the_node_that_was_asked() -> None:
+    async def story() -> None:
+        world = World()
+        task = asyncio.get_running_loop().create_task(world.control.move(0, C, 0))
+        await until(lambda: "moves/0" in world.etcd.store.items)
+        assert world.held is not None
+        world.etcd.store.revoke(world.held.lease)
+        assert await world.key("moves/0") is None
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(story())
+
+
+@pytest.mark.parametrize("held", [None, Held(8, 1, 3_000)])
+def test_who_is_not_registered_wishes_for_nothing(held: Held | None) -> None:
+    async def story() -> None:
+        world = World()
+        world.held = held
+        with pytest.raises(Unavailable) as caught:
+            await world.control.move(0, C, 0)
+        assert caught.value.reason == "NOT_REGISTERED"
         assert await world.key("moves/0") is None
 
     run(story())

@@ -9,6 +9,7 @@ from tests.unit.shard_kit import (
     NOW,
     SECOND,
     Bench,
+    change,
     creation,
     every,
     failed,
@@ -117,6 +118,29 @@ def test_a_cancelled_job_stays_cancelled_when_the_target_is_gone(bench: Bench) -
     bench.answer(fire, failed(OutcomeKind.DISABLE, 410))
     assert bench.status("a").state == JobState.CANCELLED
     assert states(bench) == [ExecutionState.CANCELLED]
+
+
+def test_a_one_off_that_was_sent_is_not_cancelled_before(bench: Bench) -> None:
+    bench.create("a", once(NOW + HOUR))
+    bench.answer(bench.fire_one(HOUR), failed(OutcomeKind.DISABLE, 410))
+    assert bench.status("a").state == JobState.DISABLED
+    assert cancel(bench) == (ALREADY, 0)
+
+
+def test_a_one_off_that_was_sent_is_not_moved_before(bench: Bench) -> None:
+    bench.create("a", once(NOW + HOUR))
+    bench.answer(bench.fire_one(HOUR), succeeded())
+    reply = bench.changed(change("a", once(NOW + DAY)))
+    assert (reply.cancellation, reply.attempt) == (ALREADY, 0)
+    reply = bench.changed(change("a", once(NOW + 2 * DAY)))  # the one of the new time was not
+    assert (reply.cancellation, reply.attempt) == (BEFORE, 0)
+
+
+def test_a_one_off_that_was_missed_was_never_sent(bench: Bench) -> None:
+    bench.create("a", once(NOW + HOUR), expire_after_ms=SECOND)
+    assert bench.tick(DAY) == []
+    assert states(bench) == [ExecutionState.MISSED]
+    assert bench.changed(change("a", once(NOW + 3 * DAY))).cancellation == BEFORE
 
 
 def test_cancelled_while_a_retry_waits(bench: Bench) -> None:

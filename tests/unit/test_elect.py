@@ -19,6 +19,7 @@ from tests.unit.elect_kit import (
     THIRD,
     Member,
     World,
+    named,
     story,
 )
 
@@ -131,6 +132,58 @@ def test_who_is_wished_for_comes_first() -> None:
         await put(world.operator, f"moves/{SHARD}", MoveRecord(THIRD))
         await world.place(FREE)
         await world.led_by(THIRD)
+
+    story(ALL, tell)
+
+
+def test_who_is_wished_for_may_be_late() -> None:
+    """On a busy machine a node hears of a release half a second after the others did."""
+
+    async def tell(world: World) -> None:
+        await put(world.operator, f"moves/{SHARD}", MoveRecord(THIRD))
+        await until(lambda: world[THIRD].view.moves)
+        world.etcd.stall_watches(THIRD[0], 0.5)
+        await put(world.operator, shard_key(SHARD), FREE)
+        assert (await world.led_by(THIRD)).epoch == 1
+
+    story(ALL, tell)
+
+
+def test_but_not_for_ever() -> None:
+    async def tell(world: World) -> None:
+        world[THIRD].election.stopped = True
+        await put(world.operator, f"moves/{SHARD}", MoveRecord(THIRD))
+        await until(lambda: all(member.view.moves for member in world.members.values()))
+        await world.place(FREE)
+        began_s = now_s()
+        await world.led_by(FIRST)
+        assert 0.5 <= now_s() - began_s <= 1.0
+
+    story(ALL, tell)
+
+
+@pytest.mark.parametrize("why", ["dead", "draining", "no voter", "nothing was released"])
+def test_nobody_waits_for_who_can_not_have_it(why: str) -> None:
+    async def tell(world: World) -> None:
+        await put(world.operator, f"moves/{SHARD}", MoveRecord(THIRD))
+        await until(lambda: all(member.view.moves for member in world.members.values()))
+        record, began_s = FREE, 0.0
+        if why == "dead":
+            await until(lambda: all(member.election.held for member in world.members.values()))
+            await world[THIRD].stop()
+            await until(lambda: all(len(world[n].view.nodes) == 2 for n in (FIRST, SECOND)))
+        elif why == "draining":
+            await put(world.operator, f"members/{THIRD}", MemberRecord("draining"))
+            await until(lambda: all(member.view.members for member in world.members.values()))
+        elif why == "no voter":
+            record = ShardRecord((FIRST, SECOND))
+        else:
+            world[THIRD].election.stopped = True
+            record = named("")
+        began_s = now_s()
+        await put(world.operator, shard_key(SHARD), record)
+        await world.led_by(FIRST)
+        assert now_s() - began_s < 0.3
 
     story(ALL, tell)
 
@@ -365,6 +418,19 @@ def test_a_leadership_that_found_no_quorum_is_given_up_and_left_to_others() -> N
         await world.place(FREE)
         record = await world.led_by(SECOND)
         assert (record.epoch, record.released) == (2, False)
+
+    story(ALL, tell)
+
+
+def test_one_that_takes_a_copy_when_it_has_won_gives_up_and_is_not_told_in_circles() -> None:
+    """Its replica fails at once and has begun no epoch; told again in the same turn, the node would stand still."""
+
+    async def tell(world: World) -> None:
+        world[FIRST].replica.takes_a_copy = True
+        await world.place(FREE)
+        record = await world.led_by(SECOND)
+        assert (record.epoch, record.released) == (2, False)
+        assert len(world[FIRST].replica.told) == 1
 
     story(ALL, tell)
 

@@ -174,9 +174,13 @@ def test_a_leadership_that_is_over_covers_nothing() -> None:
 # --- suspicions ---
 
 
+def lives(names: str, session: int = 1) -> list[tuple[str, int]]:
+    return [(name, session) for name in names]
+
+
 def suspicions() -> Suspicions:
-    made = Suspicions("a")
-    made.registered("abc", 0)
+    made = Suspicions("a", fresh_ms=0)
+    made.registered(lives("abc"), 0)
     return made
 
 
@@ -207,8 +211,8 @@ def test_who_is_heard_is_not_suspected_whatever_others_say() -> None:
 
 
 def test_what_a_silent_node_said_last_does_not_count() -> None:
-    made = Suspicions("a")
-    made.registered("abcd", 0)
+    made = Suspicions("a", fresh_ms=0)
+    made.registered(lives("abcd"), 0)
     made.heard("b", beat(0, unheard=("c",)), 500)
     made.heard("d", beat(0, unheard=("c",)), 4_900)
     assert made.due(5_000) == [], "two of four"
@@ -221,12 +225,45 @@ def test_strangers_and_those_that_left_are_forgotten() -> None:
     made.heard("z", beat(0, unheard=("c",)), 1_000)
     made.heard("b", beat(0, unheard=("c",)), 1_000)
     assert made.due(1_300) == ["c"]
-    made.registered("ab", 1_400)
+    made.registered(lives("ab"), 1_400)
     assert made.unheard(1_500) == ()
-    made.registered("abc", 2_000)
+    made.registered(lives("abc"), 2_000)
     made.heard("b", beat(0, unheard=("c",)), 3_000)
     assert made.due(3_100) == [], "it is new, and has time"
     assert made.due(3_200) == ["c"]
+
+
+def test_who_has_just_registered_is_not_suspected() -> None:
+    """It opens stores, connects, and is silent for longer than others may be; its lease is short enough."""
+    made = Suspicions("a")
+    made.registered(lives("abc"), 0)
+    for now_ms in (1_300, 4_999):
+        made.heard("b", beat(0, unheard=("c",)), now_ms)
+        assert (made.unheard(now_ms), made.due(now_ms)) == ((), [])
+    made.heard("b", beat(0, unheard=("c",)), 5_000)
+    assert (made.unheard(5_000), made.due(5_000)) == (("c",), ["c"])
+
+
+def test_nor_is_a_new_life_of_one_that_was_silent() -> None:
+    """A restart may be seen at once: the node was never missing."""
+    made = Suspicions("a")
+    made.registered(lives("abc"), 0)
+    made.heard("b", beat(0, unheard=("c",)), 6_000)
+    assert made.due(6_000) == ["c"]
+    made.registered([*lives("ab"), ("c", 2)], 6_100)
+    made.heard("b", beat(0, unheard=("c",)), 7_500)
+    assert (made.unheard(7_500), made.due(7_500)) == ((), [])
+    made.heard("b", beat(0, unheard=("c",)), 11_100)
+    assert made.due(11_100) == ["c"], "it may be said once more"
+
+
+def test_what_a_former_life_said_does_not_count() -> None:
+    made = Suspicions("a")
+    made.registered(lives("abc"), 0)
+    made.heard("b", beat(0, unheard=("c",)), 5_900)
+    made.registered([*lives("ac"), ("b", 2)], 6_000)
+    assert made.unheard(6_000) == ("c",)
+    assert made.due(6_000) == []
 
 
 # --- clocks ---
@@ -258,3 +295,57 @@ def test_a_clock_in_the_middle_is_right() -> None:
     clocks.heard("b", beat(0, wall_ms=2_000), 5_000, 0)
     clocks.heard("c", beat(0, wall_ms=8_000), 5_000, 0)
     assert clocks.off_ms(0) == 0
+
+
+def clocks_of(offsets: dict[str, int], now_ms: int = 0, clocks: Clocks | None = None) -> Clocks:
+    """What the beats of some nodes say, each by its wall clock."""
+    clocks = clocks or Clocks()
+    for _ in range(5):
+        for node, offset_ms in offsets.items():
+            clocks.heard(node, beat(0, wall_ms=50_000 + offset_ms), 50_000, now_ms)
+    return clocks
+
+
+def test_what_the_way_of_a_beat_explains_is_no_offset() -> None:
+    """A busy machine reads beats late: they look as if the others were behind."""
+    clocks = clocks_of({"b": -1_800, "c": -1_700, "d": 1_800})
+    for sent_ms in (1_000, 1_100, 1_200, 900, 1_300):
+        for node in "bcd":
+            clocks.acked(node, BeatAcked(sent_ms, ()), 3_000)
+    assert [clocks.offset_ms(node) for node in "bcd"] == [0, 0, 0]
+    for _ in range(5):
+        clocks.acked("b", BeatAcked(2_900, ()), 3_000)
+        clocks.acked("d", BeatAcked(2_900, ()), 3_000)
+        clocks.acked("d", BeatAcked(9_000, ()), 3_000)
+    assert [clocks.offset_ms(node) for node in "bcd"] == [-1_700, 0, 1_700]
+
+
+def test_a_limit_is_kept_and_left_again_at_half_of_it() -> None:
+    clocks = clocks_of({"b": 1_000, "c": 1_000})
+    assert not clocks.wrong(0)
+    for offset_ms, wrong in (
+        (1_001, True),
+        (501, True),
+        (500, False),
+        (1_000, False),
+        (-1_001, True),
+    ):
+        clocks_of({"b": offset_ms, "c": offset_ms}, 0, clocks)
+        assert clocks.wrong(0) is wrong, offset_ms
+
+
+def test_who_was_contradicted_is_not_right_because_others_died() -> None:
+    clocks = clocks_of({"b": 5_000, "c": 5_000})
+    assert clocks.wrong(0)
+    clocks_of({"b": 5_000}, 3_000, clocks)
+    assert clocks.wrong(3_000), "the one that is left does not agree"
+    clocks_of({"b": 100}, 3_100, clocks)
+    assert not clocks.wrong(3_100)
+    clocks_of({"b": 5_000}, 3_200, clocks)
+    assert not clocks.wrong(3_200), "of two nobody knows which"
+
+
+def test_alone_nobody_contradicts() -> None:
+    clocks = clocks_of({"b": 5_000, "c": 5_000})
+    assert clocks.wrong(0)
+    assert not clocks.wrong(10_000)

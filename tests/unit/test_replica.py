@@ -8,7 +8,9 @@ from tests.unit.replica_kit import (
     at,
     entries,
     events,
+    far_ahead,
     net,
+    peer_of,
     record,
     replica,
     said,
@@ -33,7 +35,6 @@ from tickwheel.server.replica import (
     Leading,
     Outcome,
     Released,
-    Replica,
     ReplicaOptions,
     Role,
     SnapshotWanted,
@@ -247,12 +248,6 @@ def test_a_promise_ends_the_own_leadership() -> None:
 # --- feeding peers ---
 
 
-def peer_of(leader: Replica, name: str) -> tuple[Pace, int, int]:
-    assert leader._lead is not None
-    peer = leader._lead.peers[name]
-    return peer.pace, peer.match, peer.next
-
-
 def test_a_window_bounds_what_is_under_way() -> None:
     group = Net(replica(name, options=SMALL) for name in "abc")
     leader = group.lead("a", 1)
@@ -349,20 +344,6 @@ def test_acks_that_can_not_be_are_ignored() -> None:
 # --- snapshots ---
 
 
-def far_ahead() -> Net:
-    """a leads, and has forgotten what c never got."""
-    group = Net(replica(name, options=SMALL) for name in "abc")
-    group.cut = {"c"}
-    leader = group.lead("a", 1)
-    for payload in (b"x", b"y", b"z"):
-        leader.propose(payload)
-        group.run()
-    group.cut = set()
-    leader.connected("c")
-    group.run()
-    return group
-
-
 def test_a_peer_that_is_too_far_behind_takes_a_snapshot() -> None:
     group = far_ahead()
     leader, c = group["a"], group["c"]
@@ -383,6 +364,23 @@ def test_a_peer_that_is_too_far_behind_takes_a_snapshot() -> None:
     group.run()
     assert c.last == (1, 5)
     assert (c.commit, c.applied_index) == (4, 4)
+
+
+def test_a_snapshot_that_is_acked_into_the_void_is_acked_again_when_the_way_is_open() -> None:
+    """The way from the leader stands, so it offered the copy; the way back is made a moment later."""
+    group = far_ahead()
+    leader, c = group["a"], group["c"]
+    c.receive("a", append(1, (0, 0)), 0)
+    assert c.installing(4)
+    c.snapshot_installed(4, 1)
+    synced(c)  # and nobody hears it
+    assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
+    c.connected("b")
+    assert said(c) == []
+    c.connected("a")
+    group.deliver("c", said(c), 0)
+    group.run()
+    assert peer_of(leader, "c")[0] is Pace.STREAM
 
 
 def test_a_snapshot_that_never_came_is_wanted_again() -> None:

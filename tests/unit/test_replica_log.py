@@ -1,7 +1,7 @@
 """The log, what is on disk of it, and how it comes back from the journal."""
 
 import pytest
-from tests.unit.replica_kit import entries
+from tests.unit.replica_kit import SHARD, append, entries, replica, said
 
 from tickwheel.server.errors import LogBroken
 from tickwheel.server.ledger import Ledger
@@ -345,3 +345,10 @@ def test_a_snapshot_of_another_history_is_two_records() -> None:
     short = ledger(1)
     short.install(2, 4)
     assert [record.type.name for record in short.take().records] == ["SNAPSHOT_BASE"]
+
+
+def test_what_is_said_again_does_not_take_the_place_of_what_is_new() -> None:
+    b = replica("b", 1)
+    b.receive("a", append(1, (1, 1), *entries(1, start=2)), 0)
+    b.connected("a")
+    assert said(b) == [("a", Acked(SHARD, 1, 2))]

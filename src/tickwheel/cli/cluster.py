@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 30.0
+"""Unless --timeout says otherwise: longer than other calls have, for a shard that moves waits for what is in flight."""
+
 SHORT = 8
 DRAIN_POLL_S = 0.2
-DRAIN_POLLS = 150
 
 
 @click.group()
@@ -79,7 +80,7 @@ def drain(settings: Settings, node: str, *, undo: bool) -> None:
             click.echo(f"{found.host}: may take shards again")
             return
         left = _leads(call("GetCluster"), found.name)
-        for _ in range(DRAIN_POLLS):
+        for _ in range(int((settings.timeout_s or CALL_TIMEOUT_S) / DRAIN_POLL_S)):
             if not left:
                 break
             time.sleep(DRAIN_POLL_S)
@@ -118,13 +119,16 @@ def _service(settings: Settings) -> Generator[Callable[..., Any]]:
     from tickwheel.v1.cluster_service_pb2_grpc import ClusterServiceStub  # noqa: PLC0415
 
     metadata = (("authorization", f"Bearer {settings.api_key}"),) if settings.api_key else ()
+    limit_s = settings.timeout_s or CALL_TIMEOUT_S
     try:
-        channel = _first_that_answers(addresses_of(settings.server))
+        channel = _first_that_answers(
+            addresses_of(settings.server), min(CONNECT_TIMEOUT_S, limit_s)
+        )
         with channel:
             stub: Any = ClusterServiceStub(channel)
 
             def call(method: str, request: Any = None, **options: Any) -> Any:
-                timeout = options.pop("timeout", CALL_TIMEOUT_S)
+                timeout = options.pop("timeout", limit_s)
                 asked = GetClusterRequest() if request is None else request
                 return getattr(stub, method)(asked, timeout=timeout, metadata=metadata)
 
@@ -138,14 +142,14 @@ def _service(settings: Settings) -> Generator[Callable[..., Any]]:
         raise failed(error) from error
 
 
-def _first_that_answers(addresses: tuple[str, ...]) -> Any:
+def _first_that_answers(addresses: tuple[str, ...], timeout_s: float) -> Any:
     """Any node shows the cluster. Raises grpc.FutureTimeoutError when none is there."""
     import grpc  # noqa: PLC0415 - slow to import
 
     for address in addresses:
         channel = grpc.insecure_channel(address)
         try:
-            grpc.channel_ready_future(channel).result(CONNECT_TIMEOUT_S / len(addresses))
+            grpc.channel_ready_future(channel).result(timeout_s / len(addresses))
         except grpc.FutureTimeoutError:
             channel.close()
         else:

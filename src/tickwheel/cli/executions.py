@@ -1,5 +1,6 @@
 """`tickwheel executions`: what became of occurrences."""
 
+from contextlib import suppress
 from itertools import islice
 
 import click
@@ -50,8 +51,8 @@ def list_(context: click.Context, *, job: str, where: str, limit: int, consisten
 def watch(context: click.Context, *, job: str, where: str, token: str, tokens: bool) -> None:
     """Print executions of JOB, or of all jobs, as they change, until ctrl-c; with -o json one in a line."""
     settings = settings_of(context)
-    with settings.connect() as client:
-        printed = show.Printed(settings, show.EXECUTION_HEAD)
+    printed = show.Printed(settings, show.EXECUTION_HEAD)
+    with suppress(KeyboardInterrupt), settings.connect() as client:
         for change in client.executions.watch(job, where, token=token, pulse=True):
             if change.execution is not None:
                 row = show.execution_row(settings, change.execution)

@@ -78,6 +78,7 @@ _HINTS: Final = {
     "UNAUTHENTICATED": "give a key with --api-key or TICKWHEEL_API_KEY",
 }
 OUTPUTS: Final = ("table", "json", "ndjson", "yaml")
+TIMEOUT_S: Final = 10.0
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -88,7 +89,7 @@ class Settings:
 
     server: str = "127.0.0.1:7070"
     namespace: str = "default"
-    timeout_s: float = 10.0
+    timeout_s: float | None = None
     api_key: str | None = None
     output: str = "table"
     zone: str | None = None
@@ -101,7 +102,7 @@ class Settings:
             with client_module.Client(
                 self.server,
                 namespace=self.namespace,
-                timeout_s=self.timeout_s,
+                timeout_s=self.timeout_s or TIMEOUT_S,
                 api_key=self.api_key,
             ) as client:
                 yield client

@@ -75,7 +75,7 @@ class _CancellationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cancella
     CANCELLATION_CANCELLED_BEFORE_DISPATCH: _Cancellation.ValueType  # 1
     """Nothing was on its way, and nothing will be sent."""
     CANCELLATION_ALREADY_DISPATCHED: _Cancellation.ValueType  # 2
-    """An attempt was on its way. It is not stopped; no further one follows."""
+    """An attempt was on its way: it is not stopped, and no further one follows. Or a one-off was sent, and has ended."""
     CANCELLATION_DISPATCH_UNKNOWN: _Cancellation.ValueType  # 3
     """Only after a fail-over: an occurrence was due under an earlier leader, and no outcome is known."""
 
@@ -87,7 +87,7 @@ CANCELLATION_UNSPECIFIED: Cancellation.ValueType  # 0
 CANCELLATION_CANCELLED_BEFORE_DISPATCH: Cancellation.ValueType  # 1
 """Nothing was on its way, and nothing will be sent."""
 CANCELLATION_ALREADY_DISPATCHED: Cancellation.ValueType  # 2
-"""An attempt was on its way. It is not stopped; no further one follows."""
+"""An attempt was on its way: it is not stopped, and no further one follows. Or a one-off was sent, and has ended."""
 CANCELLATION_DISPATCH_UNKNOWN: Cancellation.ValueType  # 3
 """Only after a fail-over: an occurrence was due under an earlier leader, and no outcome is known."""
 Global___Cancellation: _TypeAlias = Cancellation  # noqa: Y015
@@ -750,7 +750,7 @@ class UpdateJobResponse(_message.Message):
     cancellation: Global___Cancellation.ValueType
     """Whether anything was sent as the job was before. CANCELLED_BEFORE_DISPATCH: nothing is any more."""
     attempt: _builtins.int
-    """With ALREADY_DISPATCHED: the number of the attempt, 0 otherwise."""
+    """With ALREADY_DISPATCHED: the number of the attempt that is on its way. 0 otherwise, and if it has ended."""
     execution: _builtins.str
     """With ALREADY_DISPATCHED: the name of the execution."""
     @_builtins.property
@@ -894,7 +894,7 @@ class CancelJobResponse(_message.Message):
     cancellation: Global___Cancellation.ValueType
     """What became of the occurrence under way."""
     attempt: _builtins.int
-    """With ALREADY_DISPATCHED: the number of the attempt, 0 otherwise."""
+    """With ALREADY_DISPATCHED: the number of the attempt that is on its way. 0 otherwise, and if it has ended."""
     execution: _builtins.str
     """With ALREADY_DISPATCHED: the name of the execution."""
     @_builtins.property
