@@ -244,7 +244,7 @@ MUTANTS = [
     Mutant("a follower applies beyond the commit", I11, 5, _beyond_commit),
     Mutant("the gate does not ask for the right", ("I8", "I7", "I4"), 100, _open_gate),
     Mutant("a promise is not journalled", I11, 5, _no_promise),
-    Mutant("a start forgets its promises", I11, 20, _forgotten_promise),
+    Mutant("a start forgets its promises", I11, 100, _forgotten_promise),
     Mutant("a snapshot is installed below the commit", I11, 1000, _old_snapshot),
     Mutant("an unknown change of voters is taken for done", (*I11, "I"), 5000, _unknown_is_done),
     Mutant("a minority commits", (*I11, "I"), 100, _lonely_commit),

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.sim
 
 SEEDS = range(16)
 REPLAYED = 12
-SEEDS_MAX = 20
+SEEDS_MAX = 5
 """Mutants that take more seeds are for campaigns (docs/design/simulation.md)."""
 
 QUICK = [mutant for mutant in MUTANTS if mutant.seeds_max <= SEEDS_MAX]
