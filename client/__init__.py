@@ -34,6 +34,7 @@ from tickwheel.client.sync import Client, Executions
 from tickwheel.client.times import Span, parse_span
 from tickwheel.client.values import (
     Cancelled,
+    Change,
     Counts,
     Criterion,
     Dropped,
@@ -53,6 +54,7 @@ __all__ = [
     "AsyncClient",
     "AsyncExecutions",
     "Cancelled",
+    "Change",
     "Client",
     "Counts",
     "Criterion",

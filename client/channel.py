@@ -18,8 +18,9 @@ it; a server's RetryInfo is its floor. When no time is left for the pause, the l
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -114,7 +115,7 @@ class Links:
         self._called(count)
         while True:
             if self._closed:
-                raise Unavailable("this client is closed", reason="CLIENT_CLOSED")
+                raise _closed()
             link = self._leader(leader) or self.link(self._used)
             leader, is_detour = "", link.address != self._used
             try:
@@ -135,6 +136,81 @@ class Links:
             if now() + pause_s >= deadline:
                 raise error from None
             await asyncio.sleep(pause_s)
+
+    async def watch(
+        self,
+        pick: "Callable[[JobServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[Request, Answer]]",
+        request: Request,
+        *,
+        patience_s: float,
+        silence_s: float,
+    ) -> AsyncGenerator[Answer]:
+        """The messages of a stream that never ends; whoever reads writes into `request` where to go on.
+
+        A stream that breaks, or says nothing for `silence_s`, is asked for again, until for `patience_s` no message came.
+        """
+        now = asyncio.get_running_loop().time
+        deadline, failures = now() + patience_s, 0
+        while True:
+            address = self._used
+            try:
+                async with aclosing(self._stream(address, pick, request, silence_s)) as answers:
+                    async for answer in answers:
+                        failures = 0
+                        yield answer
+                raise Unavailable("the server ended the stream", reason="STREAM_ENDED")
+            except TickwheelError as broken:
+                error = broken
+            self._judge(address, error)
+            if self._closed or not may_repeat(error, repeatable=True):
+                raise error
+            if not failures:
+                deadline = now() + patience_s
+            failures += 1
+            pause_s = self.pause_s(error, failures)
+            if now() + pause_s >= deadline:
+                raise error
+            await asyncio.sleep(pause_s)
+
+    async def _stream(
+        self,
+        address: str,
+        pick: "Callable[[JobServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[Request, Answer]]",
+        request: Request,
+        silence_s: float,
+    ) -> AsyncGenerator[Answer]:
+        """One stream to one address. Raises TickwheelError."""
+        if self._closed:
+            raise _closed()
+        link = self.link(address)
+        await link.connect(CONNECT_TIMEOUT_S)
+        try:
+            call = pick(link.jobs)(request, metadata=self._metadata)
+        except grpc.aio.UsageError:
+            raise link.unreachable() from None
+        try:
+            while True:
+                async with asyncio.timeout(silence_s):
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
+                yield cast("Answer", answer)
+        except grpc.aio.AioRpcError as broken:
+            raise from_call(broken) from None
+        except TimeoutError:
+            raise Unavailable(f"nothing was heard for {silence_s} s", reason="SILENT") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: gRPC does so with what it reads when the channel is closed under it.
+            raise self._cut(link) from None
+        finally:
+            call.cancel()
+
+    def _cut(self, link: Link) -> Unavailable:
+        """The error of a stream whose channel was closed: with the client, or because it is not needed any more."""
+        return _closed() if self._closed else link.unreachable()
 
     # --- who leads ---
 
@@ -212,6 +288,10 @@ class Links:
         for link in links:
             await link.channel.close()
         self._open.clear()
+
+
+def _closed() -> Unavailable:
+    return Unavailable("this client is closed", reason="CLIENT_CLOSED")
 
 
 def may_repeat(error: TickwheelError, *, repeatable: bool) -> bool:

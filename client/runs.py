@@ -1,12 +1,20 @@
 """Executions, asynchronously: `client.executions`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Final
 
 from tickwheel.client.core import Core, Page, items_of, new_request_id
 from tickwheel.client.times import from_timestamp
-from tickwheel.client.values import ANY, JobRef
+from tickwheel.client.values import ANY, Change, JobRef, change_of
 from tickwheel.v1 import job_service_pb2 as pb
 from tickwheel.v1.execution_pb2 import Execution
+
+WATCH_PATIENCE_S: Final = 60.0
+"""As long as a token is valid for sure."""
+
+SILENCE_S: Final = 45.0
+"""Three pulses of the server's missing: the way to it is broken."""
 
 
 class AsyncExecutions:
@@ -53,6 +61,34 @@ class AsyncExecutions:
             if not answer.next_page_token:
                 return
             request.page_token = answer.next_page_token
+
+    async def watch(
+        self,
+        job: JobRef = ANY,
+        where: str = "",
+        *,
+        token: str = "",
+        pulse: bool = False,
+        patience_s: float = WATCH_PATIENCE_S,
+    ) -> AsyncGenerator[Change]:
+        """Executions of a job, or of all jobs, as they change: from now on, or from after an earlier change's `token`.
+
+        Each change comes at least once, and an end is never left out: a break, a restart and a fail-over are gone over
+        by themselves, until `patience_s` have passed without a server. With `pulse` there is a first `Change` without
+        an execution as soon as the watch has begun, and one whenever nothing happened for 15 s. Aborted
+        (RESUME_TOKEN_EXPIRED): the server does not remember as far back; list the executions, then watch anew.
+        """
+        request = pb.WatchExecutionsRequest(
+            parent=self._core.job_name(job), filter=where, resume_token=token
+        )
+        messages = self._core.links.watch(
+            lambda stub: stub.WatchExecutions, request, patience_s=patience_s, silence_s=SILENCE_S
+        )
+        async with aclosing(messages):
+            async for message in messages:
+                request.resume_token = message.resume_token
+                if pulse or message.HasField("execution"):
+                    yield change_of(message)
 
     async def get(
         self, execution: str, *, job: JobRef | None = None, timeout_s: float | None = None

@@ -11,7 +11,15 @@ import asyncio
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -32,11 +40,12 @@ from tickwheel.client.core import Page
 from tickwheel.client.drafts import JobOptions, UpdateOptions
 from tickwheel.client.errors import TickwheelError
 from tickwheel.client.gather import closed
-from tickwheel.client.runs import AsyncExecutions
+from tickwheel.client.runs import WATCH_PATIENCE_S, AsyncExecutions
 from tickwheel.client.times import Span
 from tickwheel.client.values import (
     ANY,
     Cancelled,
+    Change,
     Counts,
     JobHandle,
     JobRef,
@@ -84,6 +93,11 @@ class Loop:
                 yield self.run(_next(source))
             except StopAsyncIteration:
                 return
+
+    def abandon(self, source: AsyncGenerator[Any]) -> None:
+        """Nobody wants more of it. Not waited for: it may be the garbage collector, in any thread, that finds out."""
+        if not self.loop.is_closed():
+            asyncio.run_coroutine_threadsafe(source.aclose(), self.loop)
 
     def stop(self) -> None:
         """End the loop and its thread."""
@@ -399,6 +413,28 @@ class Executions:
             timeout_s=timeout_s,
         )
         return self._loop.iterate(pages)
+
+    def watch(
+        self,
+        job: JobRef = ANY,
+        where: str = "",
+        *,
+        token: str = "",
+        pulse: bool = False,
+        patience_s: float = WATCH_PATIENCE_S,
+    ) -> Generator[Change]:
+        """Executions of a job, or of all jobs, as they change: from now on, or from after an earlier change's `token`.
+
+        Each change comes at least once, and an end is never left out: a break, a restart and a fail-over are gone over
+        by themselves, until `patience_s` have passed without a server. With `pulse` there is a first `Change` without
+        an execution as soon as the watch has begun, and one whenever nothing happened for 15 s. Aborted
+        (RESUME_TOKEN_EXPIRED): the server does not remember as far back; list the executions, then watch anew.
+        """
+        changes = self._async.watch(job, where, token=token, pulse=pulse, patience_s=patience_s)
+        try:
+            yield from self._loop.iterate(changes)
+        finally:
+            self._loop.abandon(changes)
 
     def get(
         self, execution: str, *, job: JobRef | None = None, timeout_s: float | None = None

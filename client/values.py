@@ -14,7 +14,7 @@ from google.protobuf.descriptor import EnumDescriptor
 
 from tickwheel.client.times import from_timestamp
 from tickwheel.v1 import job_service_pb2 as pb
-from tickwheel.v1.execution_pb2 import ExecutionState
+from tickwheel.v1.execution_pb2 import Execution, ExecutionState
 from tickwheel.v1.job_pb2 import Job, JobState
 
 ANY: Final = "-"  # `namespaces/-`, `jobs/-`: all of them
@@ -32,6 +32,18 @@ class JobHandle:
     def job_id(self) -> str:
         """The job's own part of the name."""
         return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An execution as a change left it, or None: nothing happened for a while, or the watch has begun.
+
+    `token` goes on after it. Changes up to `read_time` were seen; None while that is not known of all jobs yet.
+    """
+
+    execution: Execution | None
+    token: str
+    read_time: datetime | None
 
 
 JobRef = str | JobHandle | Job
@@ -190,3 +202,12 @@ def _occurrence_of(item: pb.Occurrence) -> Occurrence:
 def validation_of(answer: pb.ValidateJobResponse) -> Validation:
     criteria = (Criterion(c.field, c.reason, c.met, c.description) for c in answer.criteria)
     return Validation(answer.valid, tuple(criteria))
+
+
+def change_of(message: pb.WatchExecutionsResponse) -> Change:
+    """What a message of a watch says."""
+    return Change(
+        execution=message.execution if message.HasField("execution") else None,
+        token=message.resume_token,
+        read_time=from_timestamp(message.read_time) if message.HasField("read_time") else None,
+    )

@@ -32,6 +32,7 @@ from tickwheel.server.cluster.view import View
 from tickwheel.server.config import Config
 from tickwheel.server.copies import TAKE_SNAPSHOT, Copies, Shelves
 from tickwheel.server.errors import NotLeader
+from tickwheel.server.feed import Feeds
 from tickwheel.server.handover import HandOver
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.leading import Leaderships
@@ -39,7 +40,7 @@ from tickwheel.server.lease import Holds, Rights
 from tickwheel.server.log import recovered
 from tickwheel.server.message import Message, NodeId
 from tickwheel.server.metrics import Metrics
-from tickwheel.server.node import RETRY_AFTER_MS, Devices, Node, open_slot
+from tickwheel.server.node import RETRY_AFTER_MS, Devices, Node, open_slot, recall
 from tickwheel.server.record import Record, ShardMark
 from tickwheel.server.replica import Replica
 from tickwheel.server.runner import Runner
@@ -69,8 +70,9 @@ class Shelf:
 
     def __init__(
         self, config: Config, devices: Devices, seed: int,
-        opened: tuple[Mapping[int, ShardMark], Iterable[Record], Wal],
+        opened: tuple[Mapping[int, ShardMark], Iterable[Record], Wal], feeds: Feeds,
     ) -> None:  # fmt: skip
+        self._feeds = feeds
         self.slots: dict[int, Slot] = {}
         self.replicas: dict[int, Replica] = {}
         self._config = config
@@ -100,6 +102,9 @@ class Shelf:
             applied.index,
             applied.epoch,
         )
+        for entry in found.past:
+            recall(slot.feed, entry.index, entry.payload)
+        slot.feed.join(applied.index)
         replica = Replica(number, self._me, found, options=self._options, holds=self._holds)
         self.replicas[number] = replica
         return replica
@@ -107,8 +112,9 @@ class Shelf:
     def open(self, number: int) -> Slot:
         """A shard's store, and what is in memory of it."""
         return open_slot(
-            self._config, number, self._open_store, start_ms=self._start_ms, seed=self._seed
-        )
+            self._config, number, self._open_store, feeds=self._feeds, start_ms=self._start_ms,
+            seed=self._seed,
+        )  # fmt: skip
 
 
 class ClusterNode:
@@ -122,7 +128,9 @@ class ClusterNode:
         clock, me = devices.clock, cluster.myself.id
         opened = devices.open_wal()
         self.wal = opened[2]
-        self._shelf = Shelf(config, devices, seed, opened)
+        feeds = Feeds(config.watch_bytes)
+        feeds.age(clock.monotonic_ms())
+        self._shelf = Shelf(config, devices, seed, opened, feeds)
         self.slots = self._shelf.slots
         holds = Holds(clock.monotonic_ms())
         rights = Rights(me, clock.monotonic_ms())
@@ -132,7 +140,7 @@ class ClusterNode:
         )  # fmt: skip
         self.runner = Runner(
             config, clock, commits=self.host, store=devices.store, dispatch=devices.dispatch,
-            metrics=metrics, on_fatal=on_fatal,
+            metrics=metrics, feeds=feeds, on_fatal=on_fatal,
         )  # fmt: skip
         self._shelf.recover(me, cluster.stored(), holds)
         self.keeper = Keeper(config, self.runner, self.slots, self.wal, metrics)

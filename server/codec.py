@@ -211,6 +211,13 @@ def encode_effects(effects: Effects) -> bytes:
     return m.SerializeToString()
 
 
+def decode_executions(data: bytes) -> Effects:
+    """Of the `Effects` of an ENTRY's payload only what concerns executions: of jobs nothing is even looked at."""
+    m = pb.Effects.FromString(data)
+    live = [(e.row, e.execution) for e in m.live]
+    return Effects(m.time_ms, m.next_row, [], [], [], live, [(e.row, e.execution) for e in m.ended])
+
+
 def decode_effects(data: bytes) -> Effects:
     """The `Effects` of an ENTRY's payload."""
     m = pb.Effects.FromString(data)

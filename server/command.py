@@ -7,7 +7,7 @@ as a command too, so there is one order of things in a shard.
 Must never import: any room but `model`, `errors`, `query`, `fire`; no I/O, no clock, no protobuf.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from tickwheel.server.query import (
     JobCounts,
     JobHit,
     JobQuery,
+    Read,
 )
 
 
@@ -272,6 +273,16 @@ class Scheduler(Protocol):
         self, query: ExecutionQuery, *, consistent: bool
     ) -> tuple[list[tuple[ExecutionHit, Execution]], Ms]:
         """A page over the shards concerned, newest first, and the time it speaks of."""
+        ...
+
+    async def changes(
+        self, query: ExecutionQuery, after: Mapping[int, int | None], *, wait_ms: int
+    ) -> tuple[list[Execution], list[Read]]:
+        """What happened to executions after an entry of each shard's log; None stands for what is applied now.
+
+        Waits a while for something to happen. Each shard that this node answers for has a place to go on from. Aborted
+        (RESUME_TOKEN_EXPIRED) when that is too long ago.
+        """
         ...
 
     async def get_execution(

@@ -190,6 +190,10 @@ class Config:
         "Memory for log entries that a follower may still lack; one that is further behind takes a snapshot.",
         MIB, 16 * GIB)
 
+    watch_bytes: int = option(16 * MIB, "Watches",
+        "Memory for what happened to executions in the last minute, so that a watch can go on after a break; the oldest "
+        "goes first.", MIB, 16 * GIB)
+
     log_format: str = option("text", "Logs",
         "How a line is written.", choices=("text", "json"))
     log_level: str = option("info", "Logs",

@@ -271,6 +271,7 @@ class Copies:
             return
         slot = self._slots.pop(shard)
         slot.retired = True
+        slot.feed.reset(slot.applied)
         self._runner.table_bytes -= slot.shard.table.bytes_held
         try:
             await self._runner.store.flush(partial(self._swap, slot, directory, snapshot))

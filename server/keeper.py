@@ -47,6 +47,7 @@ READ_AHEAD_ROWS_MAX = 20_000
 SHARDS_PER_FLUSH = 8
 TRIM_EVERY_MS = 10_000
 LEARN_EVERY_MS = 10_000
+AGE_FEEDS_EVERY_MS = 1_000
 LEARN_PAGE = 1_000
 """Keys that a filter learns before others get their turn: half a millisecond."""
 
@@ -102,6 +103,7 @@ class Keeper:
         self._runner.spawn(self._every(MS_PER_DAY // 24, self.expire_history, at_once=True))
         self._runner.spawn(self._every(TRIM_EVERY_MS, self.trim_history))
         self._runner.spawn(self._every(LEARN_EVERY_MS, self.learn, at_once=True))
+        self._runner.spawn(self._every(AGE_FEEDS_EVERY_MS, self.age_feeds))
 
     def stop(self) -> None:
         """End the periodic work; what is under way ends by itself."""
@@ -340,6 +342,10 @@ class Keeper:
         for slot in list(self._slots.values()):
             if not slot.retired:
                 await self._runner.store.flush(partial(slot.store.expire, day))
+
+    async def age_feeds(self) -> None:
+        """Forget what is too old for any watch."""
+        self._runner.feeds.age(self._runner.clock.monotonic_ms())
 
     async def trim_history(self) -> None:
         """Hold busy jobs to their retention: the newest executions, of the last days."""

@@ -50,7 +50,9 @@ class Leaderships:
         for entry in entries:
             assert entry.index == slot.applied + 1, "entries are applied in order, each once"
             if entry.payload:
-                slot.shard.apply(codec.decode_effects(entry.payload))
+                effects = codec.decode_effects(entry.payload)
+                slot.shard.apply(effects)
+                slot.reached(entry.index, effects)
             slot.index = slot.applied = entry.index
             slot.shard.epoch = entry.epoch
         self._runner.table_bytes += table.bytes_held - before_bytes

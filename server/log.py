@@ -11,7 +11,7 @@ Must never import: any driver; no I/O, no clock.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tickwheel.server.errors import LogBroken
@@ -161,11 +161,15 @@ class Log:
 
 
 class Recovered(NamedTuple):
-    """A shard's log as the journal has it. `void`: the journal holds entries that must be truncated away."""
+    """A shard's log as the journal has it. `void`: the journal holds entries that must be truncated away.
+
+    `past` are the entries up to what is applied, as far as the journal still has them.
+    """
 
     log: Log
     promised: int
     void: bool
+    past: Sequence[LogEntry] = ()
 
 
 def recovered(
@@ -195,7 +199,15 @@ def recovered(
         kept = [] if void else entries[at + 1 :]
     log = Log(applied_index, applied_epoch, kept)
     promised = max(mark.promised, walk.promised, log.last_epoch)
-    return Recovered(log, promised, void)
+    return Recovered(log, promised, void, _past(entries, applied_index, applied_epoch))
+
+
+def _past(entries: list[LogEntry], applied_index: int, applied_epoch: int) -> list[LogEntry]:
+    """The entries that lead up to the applied one, if it is among them: what comes before it then is its own past."""
+    count = applied_index - entries[0].index + 1 if entries else 0
+    if not 0 < count <= len(entries) or entries[count - 1].epoch != applied_epoch:
+        return []
+    return entries[:count]
 
 
 class _Walk:

@@ -86,6 +86,15 @@ class ClockView(Protocol):
         ...
 
 
+class FeedsView(Protocol):
+    """What is read of the memory for watches."""
+
+    @property
+    def bytes_held(self) -> int:
+        """Its bytes."""
+        ...
+
+
 class RunnerView(Protocol):
     """What is read of the runner."""
 
@@ -112,6 +121,11 @@ class RunnerView(Protocol):
     @property
     def table_bytes(self) -> int:
         """Bytes that the store has not taken yet."""
+        ...
+
+    @property
+    def feeds(self) -> FeedsView:
+        """What happened lately."""
         ...
 
     def overdue_ms(self) -> int:
@@ -345,6 +359,7 @@ class _Watch(Collector):
             ("shards", "Shards on this node.", len(self._runner.slots)),
             ("commands_waiting", "Commands that wait to be decided.", self._runner.waiting_count),
             ("table_bytes", "Changes that SQLite has not taken yet.", self._runner.table_bytes),
+            ("watch_bytes", "What watches can go on from.", self._runner.feeds.bytes_held),
             ("wheel_entries", "Entries of all wheels.", self._entries()),
             ("wheel_window_seconds", "How far ahead every wheel is filled.", self._window_s()),
             ("wheel_overdue_seconds", "Age of the head.", self._runner.overdue_ms() / 1_000),

@@ -23,6 +23,7 @@ from tickwheel.server.commit import OwnDisk
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import NotFound, NotLeader, TickwheelError, Unavailable, WalRot
+from tickwheel.server.feed import Feed, Feeds
 from tickwheel.server.keeper import Keeper
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
@@ -36,6 +37,7 @@ from tickwheel.server.query import (
     JobCounts,
     JobHit,
     JobQuery,
+    Read,
     merge_counts,
     merge_executions,
     merge_jobs,
@@ -48,6 +50,7 @@ from tickwheel.server.slot import Slot, read_wants
 from tickwheel.server.store import ShardStore, StorePort
 from tickwheel.server.table import Table
 from tickwheel.server.wal import Wal as WalPort
+from tickwheel.server.watch import Watch
 
 log = get_logger(__name__)
 
@@ -70,7 +73,9 @@ def replay(
             continue
         slot = slots[record.shard]
         if record.index <= slot.index:
+            recall(slot.feed, record.index, record.payload)
             continue
+        slot.feed.join(slot.index)
         if record.index != slot.index + 1:
             raise WalRot(
                 f"shard {record.shard}: the journal goes on at entry {record.index}, the store ends at {slot.index}; "
@@ -81,13 +86,23 @@ def replay(
                     "applied": str(slot.index),
                 },
             )
-        slot.shard.apply(codec.decode_effects(record.payload))
-        slot.index = slot.applied = record.index
+        effects = codec.decode_effects(record.payload)
+        slot.shard.apply(effects)
+        slot.reached(record.index, effects)
+        slot.index = record.index
         slot.shard.epoch = record.epoch
         applied += 1
         if slot.shard.table.bytes_held > share_bytes:
             flush_now(slot)
+    for slot in slots.values():
+        slot.feed.join(slot.index)
     return epoch, applied
+
+
+def recall(feed: Feed, index: int, payload: bytes) -> None:
+    """Tell a feed of an entry that the store has: what happened right before a restart is news still to who watches."""
+    effects = codec.decode_executions(payload)
+    feed.recall(index, effects.time_ms, effects.live, effects.ended)
 
 
 def flush_now(slot: Slot) -> None:
@@ -98,8 +113,9 @@ def flush_now(slot: Slot) -> None:
 
 
 def open_slot(
-    config: Config, number: int, open_store: Callable[[int], ShardStore], *, start_ms: Ms, seed: int
-) -> Slot:
+    config: Config, number: int, open_store: Callable[[int], ShardStore], *, feeds: Feeds,
+    start_ms: Ms, seed: int,
+) -> Slot:  # fmt: skip
     """A shard as far as its store knows it; the log brings the rest."""
     store = open_store(number)
     applied = store.applied
@@ -111,15 +127,20 @@ def open_slot(
         table=Table(config.spec_cache_bytes // config.shards),
         rng=Random(f"{seed}:{number}"),  # noqa: S311 - ids and jitter, no secrets
     )
-    return Slot(shard, store, applied.index, applied.index)
+    return Slot(shard, store, applied.index, applied.index, feed=feeds.open(applied.index))
 
 
 def open_slots(
-    config: Config, open_store: Callable[[int], ShardStore], *, start_ms: Ms, seed: int
+    config: Config,
+    open_store: Callable[[int], ShardStore],
+    *,
+    feeds: Feeds,
+    start_ms: Ms,
+    seed: int,
 ) -> dict[int, Slot]:
     """A slot a shard."""
     return {
-        number: open_slot(config, number, open_store, start_ms=start_ms, seed=seed)
+        number: open_slot(config, number, open_store, feeds=feeds, start_ms=start_ms, seed=seed)
         for number in range(config.shards)
     }
 
@@ -152,6 +173,7 @@ class Node:
         self._thin = thin
         self._runner = runner
         self._keeper = keeper
+        self._watch = Watch(runner)
 
     def now_ms(self) -> Ms:
         """The node's wall time."""
@@ -279,6 +301,12 @@ class Node:
         )
         return [(hit, codec.decode_execution(hit.data)) for hit in hits], read_ms
 
+    async def changes(
+        self, query: ExecutionQuery, after: Mapping[int, int | None], *, wait_ms: int
+    ) -> tuple[list[Execution], list[Read]]:
+        """What happened to executions after an entry of each shard's log."""
+        return await self._watch.changes(query, after, wait_ms)
+
     async def _live_execution(
         self, slot: Slot, namespace: str, name: str, execution_id: str
     ) -> tuple[Row, Execution] | None:
@@ -375,7 +403,9 @@ async def start(
 ) -> Started:
     """Bring a node up: recover, replay, lead, load the next seconds, fire. Raises Fatal."""
     start_ms = devices.clock.now_ms()
-    slots = open_slots(config, devices.open_store, start_ms=start_ms, seed=seed)
+    feeds = Feeds(config.watch_bytes)
+    feeds.age(devices.clock.monotonic_ms())
+    slots = open_slots(config, devices.open_store, feeds=feeds, start_ms=start_ms, seed=seed)
     _, records, wal = devices.open_wal()
     epoch, entries = replay(slots, records, config.table_bytes_max)
     epoch = max(epoch, *(slot.shard.epoch for slot in slots.values())) + 1
@@ -389,6 +419,7 @@ async def start(
         store=devices.store,
         dispatch=devices.dispatch,
         metrics=metrics,
+        feeds=feeds,
         on_fatal=on_fatal,
     )
     runner.table_bytes = sum(slot.shard.table.bytes_held for slot in slots.values())

@@ -130,6 +130,23 @@ class ExecutionQuery:
         assert 0 < self.limit <= LIMIT_MAX, f"limit {self.limit} is not in 1..{LIMIT_MAX}"
         assert self.namespace or not self.job, "a job's name means nothing without its namespace"
 
+    def holds(self, namespace: str, job: str, state: int, scheduled_ms: Ms) -> bool:
+        """True of an execution that a list of it would show, whatever its page."""
+        return (
+            namespace == self.namespace
+            and self.job in {"", job}
+            and (not self.states or state in self.states)
+            and self.scheduled.holds(scheduled_ms)
+        )
+
+
+class Read(NamedTuple):
+    """How far a watch has read a shard's log: through `entry`, and so all that happened until `read_ms`."""
+
+    shard: int
+    entry: int
+    read_ms: Ms
+
 
 class GroupBy(IntEnum):
     """What a count is divided by."""

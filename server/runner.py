@@ -34,6 +34,7 @@ from tickwheel.server.commit import Commits, Proposal
 from tickwheel.server.config import Config
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import Fatal, ResourceExhausted, TickwheelError, Unavailable
+from tickwheel.server.feed import Feeds
 from tickwheel.server.fire import Fire, Outcome, OutcomeKind, TargetKey
 from tickwheel.server.logs import get_logger
 from tickwheel.server.metrics import Metrics
@@ -103,6 +104,7 @@ class Runner:
         store: StorePort,
         dispatch: Dispatch,
         metrics: Metrics,
+        feeds: Feeds,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.config = config
@@ -113,6 +115,7 @@ class Runner:
         self.hold_until_ms = 0
         self.store = store
         self.store_full = False
+        self.feeds = feeds
         self.table_bytes = 0
         self._commits = commits
         self._dispatch = dispatch
@@ -309,7 +312,7 @@ class Runner:
                 table = work.slot.shard.table
                 before_bytes = table.bytes_held
                 work.slot.shard.settle(work.commands[: work.leader_count], work.effects)
-                work.slot.applied = work.slot.index
+                work.slot.reached(work.slot.index, work.effects)
                 for job_row, state in work.ended:
                     self._metrics.count_ended(_STATE_NAMES[state])
                     work.slot.ended_since_trim[job_row] += 1

@@ -21,6 +21,7 @@ from tickwheel.server.command import (
 )
 from tickwheel.server.draft import Rows
 from tickwheel.server.errors import NotLeader, TickwheelError
+from tickwheel.server.feed import Feed, Feeds
 from tickwheel.server.fire import TargetKey
 from tickwheel.server.model import Effects, ExecutionState, JobRow, Ms, Row
 from tickwheel.server.query import Applied
@@ -103,6 +104,7 @@ class Slot:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     frozen_at: Applied = field(default_factory=Applied)
     ended_since_trim: Counter[Row] = field(default_factory=Counter[Row])
+    feed: Feed = field(default_factory=lambda: Feeds(0).open(0))
     led: bool = False
     paused: bool = False
     retired: bool = False
@@ -119,6 +121,11 @@ class Slot:
         self.index = self.applied
         self.shard.resign()
         self.settled.set()
+
+    def reached(self, index: int, effects: Effects) -> None:
+        """The effects of this entry are in the table; who watches may know of them."""
+        self.applied = index
+        self.feed.put(index, effects.time_ms, effects.live, effects.ended)
 
     def applied_now(self) -> Applied:
         """How far the table is, for the store that it is flushed to."""

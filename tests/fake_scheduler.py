@@ -1,6 +1,7 @@
 """A `Scheduler` of a dict: enough for tests of the doors, which must not care how the real one works."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 
 from tickwheel.server.api.validate import TargetChecks
 from tickwheel.server.command import (
@@ -46,6 +47,7 @@ from tickwheel.server.query import (
     JobHit,
     JobQuery,
     Key,
+    Read,
 )
 
 
@@ -75,6 +77,8 @@ class FakeScheduler:
         self.groupings: list[Grouping] = []
         self.counts: JobCounts = {}
         self.fault: Exception | None = None
+        self.log: list[Execution] = []
+        self.floor = 0
 
     def now_ms(self) -> Ms:
         return NOW_MS
@@ -211,6 +215,36 @@ class FakeScheduler:
             if row > after
         ]
         return found[: query.limit], NOW_MS + consistent
+
+    def log_of(self, shard: int) -> list[Execution] | None:
+        """What happened to the executions of a shard, an entry each; None: it is another node's."""
+        return self.log if shard == 0 else []
+
+    async def changes(
+        self, query: ExecutionQuery, after: Mapping[int, int | None], *, wait_ms: int
+    ) -> tuple[list[Execution], list[Read]]:
+        self.execution_queries.append(query)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + wait_ms / 1000
+        while True:
+            found: list[Execution] = []
+            reads: list[Read] = []
+            for shard, index in after.items():
+                log = self.log_of(shard)
+                if log is None:
+                    continue
+                start = len(log) if index is None else index
+                if start < self.floor:
+                    raise Aborted("too long ago", reason="RESUME_TOKEN_EXPIRED")
+                found += [
+                    e
+                    for e in log[start:]
+                    if query.holds(e.namespace, e.job, e.state, e.scheduled_ms)
+                ]
+                reads.append(Read(shard, len(log), NOW_MS))
+            if found or not reads or None in after.values() or loop.time() >= until_s:
+                return found, reads
+            await asyncio.sleep(0.01)
 
     async def get_execution(
         self, namespace: str, name: str, execution_id: str

@@ -39,6 +39,7 @@ from tickwheel.server.api.route import Router
 from tickwheel.server.api.stream import CreateStream
 from tickwheel.server.api.trials import Trials
 from tickwheel.server.api.validate import TargetChecks
+from tickwheel.server.api.watch import WATCH, Watches
 from tickwheel.server.command import Scheduler
 from tickwheel.server.errors import Unimplemented, Violation
 from tickwheel.server.topology import SCATTER, ClusterPort
@@ -155,6 +156,7 @@ class GrpcDoor:
         """Say NOT_SERVING, take no new calls, let those under way end within the grace."""
         assert self._server is not None, "stop() comes after start()"
         await self._health.enter_graceful_shutdown()
+        self._exchange.watches.close()
         self._closing = True
         for watcher in self._watchers:
             watcher.cancel()
@@ -189,7 +191,10 @@ class GrpcDoor:
 
     def _streams(self) -> Mapping[str, Callable[[bytes, Context], Awaitable[None]]]:
         """The calls that answer with a stream."""
-        streams = {"tickwheel.v1.ClusterService.WatchCluster": self._watch_cluster}
+        streams = {
+            "tickwheel.v1.ClusterService.WatchCluster": self._watch_cluster,
+            SERVICE + "WatchExecutions": self._watch_executions,
+        }
         if self._backups is not None:
             streams["tickwheel.v1.AdminService.CreateBackup"] = self._create_backup
         return streams
@@ -212,6 +217,10 @@ class GrpcDoor:
             watcher.uncancel()
         finally:
             self._watchers.discard(watcher)
+
+    async def _watch_executions(self, request: bytes, context: Context) -> None:
+        message = read_message(job_service_pb2.WatchExecutionsRequest, request)
+        await self._exchange.watches.serve(message, context.write)
 
     async def _create_backup(self, request: bytes, context: Context) -> None:
         assert self._backups is not None, "the method is served only where backups can be made"
@@ -252,6 +261,7 @@ class Exchange(NamedTuple):
     calls: dict[str, Call]
     router: Router
     gather: Gather
+    watches: Watches
 
     @classmethod
     def make(cls, scheduler: Scheduler, converter: Converter, cluster: ClusterPort) -> "Exchange":
@@ -273,10 +283,12 @@ class Exchange(NamedTuple):
             "tickwheel.v1.ClusterService.DrainNode": door.drain_node,
             "tickwheel.v1.ClusterService.MoveShard": door.move_shard,
         }
-        return cls(calls, router, gather)
+        return cls(calls, router, gather, Watches(cluster, scheduler))
 
     async def answer(self, method: str, request: bytes) -> bytes:
         """Carry out what another node forwarded. Raises TickwheelError."""
+        if method == WATCH:
+            return await self.watches.answer(request)
         if method.startswith(SCATTER):
             return await self.gather.answer(method, request)
         return await self.router.answer(method, request)

@@ -22,6 +22,9 @@ BATCH_JOBS_MAX: Final = 1_000
 STREAM_WINDOW_MESSAGES: Final = 8
 """StreamCreateJobs: messages of one stream that are not answered yet."""
 
+WATCHES_MAX: Final = 64
+"""WatchExecutions: watches of one node's clients at a time. Each has a question under way at every leader."""
+
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 3 * 1024 * 1024

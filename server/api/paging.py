@@ -37,7 +37,7 @@ def page_size(asked: int) -> int:
 
 def encode_token(after: Key, *arguments: str) -> str:
     """The token of the page behind `after`, for a request with these other arguments."""
-    packed = _TOKEN.pack(_VERSION, _digest(arguments), after.create_ms, after.row, after.shard)
+    packed = _TOKEN.pack(_VERSION, digest_of(arguments), after.create_ms, after.row, after.shard)
     return urlsafe_b64encode(packed).rstrip(b"=").decode()
 
 
@@ -51,7 +51,7 @@ def decode_token(token: str, *arguments: str) -> Key | None:
     version, digest, create_ms, row, shard = _unpack(token)
     if version != _VERSION:
         raise _refused("it comes from another version; begin again at the first page", "INVALID")
-    if digest != _digest(arguments):
+    if digest != digest_of(arguments):
         raise _refused(
             "it belongs to a request with other arguments; repeat them all, or begin again",
             "MISMATCH",
@@ -74,7 +74,7 @@ def _refused(why: str, kind: str) -> InvalidArgument:
     return InvalidArgument.of([Violation("page_token", why, f"PAGE_TOKEN_{kind}")])
 
 
-def _digest(arguments: tuple[str, ...]) -> bytes:
+def digest_of(arguments: tuple[str, ...]) -> bytes:
     """Each argument with its length, so that two different lists never read the same."""
     text = "".join(f"{len(argument)}:{argument}" for argument in arguments)
     return blake2b(text.encode(), digest_size=8).digest()

@@ -10,6 +10,7 @@ from typing import assert_type
 from tickwheel.client import (
     AsyncClient,
     Cancelled,
+    Change,
     Client,
     Counts,
     Execution,
@@ -70,6 +71,9 @@ def reading(tickwheel: Client) -> None:
         assert_type(page, Page[Job])
     for execution in tickwheel.executions.list("nightly", "state = FAILED"):
         assert_type(execution, Execution)
+    for change in tickwheel.executions.watch("nightly", "state = FAILED", pulse=True):
+        assert_type(change, Change)
+        assert_type(change.execution, Execution | None)
     assert_type(tickwheel.count(group_by="state"), Counts)
     assert_type(tickwheel.preview("nightly", count=3), Preview)
 

@@ -70,6 +70,7 @@ class FakeJobs:
         self.batches: list[pb.BatchCreateJobsRequest] = []
         self.seen: list[tuple[str, Any, dict[str, str]]] = []
         self.answers: dict[str, Callable[[Any, Context], Awaitable[Any]]] = {}
+        self.watch: Callable[[Any, Context], AsyncIterator[Any]] | None = None
         self.errors: dict[
             str, list[Status]
         ] = {}  # an item's job_id: its errors, the first one next
@@ -114,9 +115,20 @@ class FakeJobs:
         """Every method of the service that has one request and one answer."""
         service = pb.DESCRIPTOR.services_by_name["JobService"]
         unary = [m for m in service.methods if not (m.client_streaming or m.server_streaming)]
-        return grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: self._handler(method) for method in unary}
+        handlers = {method.name: self._handler(method) for method in unary}
+        handlers["WatchExecutions"] = grpc.unary_stream_rpc_method_handler(
+            self._watch,
+            request_deserializer=pb.WatchExecutionsRequest.FromString,
+            response_serializer=pb.WatchExecutionsResponse.SerializeToString,
         )
+        return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+    async def _watch(self, request: Any, context: Context) -> None:
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        self.seen.append(("WatchExecutions", request, metadata))
+        assert self.watch is not None, "the test gave no watch"
+        async for message in self.watch(request, context):
+            await context.write(message)
 
     def _handler(self, method: MethodDescriptor) -> Any:
         async def call(request: Any, context: Context) -> Any:

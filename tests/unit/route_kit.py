@@ -140,6 +140,10 @@ class Sharded(FakeScheduler):
         hits = [(ExecutionHit(key, b""), execution) for key, execution in found[: query.limit]]
         return hits, self._node.read_ms
 
+    def log_of(self, shard: int) -> list[Execution] | None:
+        """Every node has every log, and speaks for those that it leads."""
+        return self._node.logs[shard] if shard in self._node.led() else None
+
 
 class Node:
     """One node: implements `ClusterPort`, and has the door's calls."""
@@ -153,6 +157,7 @@ class Node:
         self.answer_bytes: list[int] = []
         self.faults: list[TickwheelError] = []
         self._nodes = nodes
+        self.logs = nodes.logs
         converter = Converter(TAKES_ALL, body_bytes_max=limits.BODY_BYTES_MAX)
         self.exchange = Exchange.make(self.scheduler, converter, self)
 
@@ -220,6 +225,7 @@ class Nodes(dict[str, Node]):
         self.leaders = {number: names[number % len(names)] for number in range(SHARDS)}
         self.late: set[int] = set()
         self.ticks = count()
+        self.logs: dict[int, list[Execution]] = {number: [] for number in range(SHARDS)}
         for name in names:
             self[name] = Node(name, self)
 

@@ -11,6 +11,7 @@ from tests.sim.store import DictStore
 from tests.unit.shard_kit import NOW, SHARD, Bench, creation, once
 
 from tickwheel.server.codec import encode_effects
+from tickwheel.server.feed import Feeds
 from tickwheel.server.leading import Leaderships
 from tickwheel.server.message import LogEntry
 from tickwheel.server.model import Effects
@@ -131,3 +132,16 @@ def test_what_is_for_others_is_passed_on() -> None:
     world.room.event(SHARD, Released(EPOCH))
     assert world.more == [Released(EPOCH)]
     assert world.tasks == []
+
+
+def test_a_follower_remembers_what_happened_to_executions() -> None:
+    """So that a watch goes on at it when it leads."""
+    world = World()
+    world.slot.feed = Feeds(1 << 20).open(0)
+    ran = Effects(NOW, 9, [], [], [], [], [(7, b"ended")])
+    world.room.apply(SHARD, [entry(1, b""), entry(2, encode_effects(ran))])
+    found = world.slot.feed.since(0)
+    assert found is not None
+    assert [(change.entry, change.time_ms, [*change.images()]) for change in found] == [
+        (2, NOW, [b"ended"])
+    ]

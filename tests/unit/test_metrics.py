@@ -49,6 +49,11 @@ class FakeClock:
         return NOW_MS
 
 
+@dataclass
+class FakeFeeds:
+    bytes_held: int = 555
+
+
 class FakeRunner:
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -56,6 +61,7 @@ class FakeRunner:
         self.waiting_count = 6
         self.put_off_count = 8
         self.table_bytes = 123
+        self.feeds = FakeFeeds()
 
     def overdue_ms(self) -> int:
         return 1_500
@@ -124,6 +130,7 @@ def test_present_values_are_read_when_asked(registry: CollectorRegistry, metrics
         "tickwheel_shards": 2,
         "tickwheel_commands_waiting": 6,
         "tickwheel_table_bytes": 123,
+        "tickwheel_watch_bytes": 555,
         "tickwheel_wheel_entries": 2,
         "tickwheel_wheel_window_seconds": 10,
         "tickwheel_wheel_overdue_seconds": 1.5,

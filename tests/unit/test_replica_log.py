@@ -128,6 +128,20 @@ def test_the_store_may_be_ahead() -> None:
     assert found.promised == 2, "what was applied was promised"
 
 
+def test_what_leads_up_to_the_applied_entry_is_its_past() -> None:
+    records = [entry(4, 1), entry(5, 1), entry(6, 2), entry(7, 2)]
+    past = {(applied, epoch): recovered(NONE, records, applied, epoch).past
+            for applied, epoch in [(6, 2), (7, 2), (3, 1), (9, 2), (6, 9)]}  # fmt: skip
+    assert {key: [e.index for e in found] for key, found in past.items()} == {
+        (6, 2): [4, 5, 6],
+        (7, 2): [4, 5, 6, 7],
+        (3, 1): [],
+        (9, 2): [],
+        (6, 9): [],
+    }
+    assert recovered(NONE, [], 6, 2).past == []
+
+
 def test_a_truncation_is_replayed() -> None:
     cut = other(RecordType.TRUNCATE, 1, 1)
     found = recovered(NONE, [entry(1, 1), entry(2, 1), entry(3, 1), cut, entry(2, 4)], 0, 0)

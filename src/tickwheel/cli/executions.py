@@ -1,5 +1,6 @@
 """`tickwheel executions`: what became of occurrences."""
 
+from contextlib import suppress
 from itertools import islice
 
 import click
@@ -37,6 +38,27 @@ def list_(context: click.Context, *, job: str, where: str, limit: int, consisten
         show.print_many(settings, show.EXECUTION_HEAD, rows)
         if limit and next(found, None) is not None:
             click.echo(f"these are the first {limit}; there are more (--limit 0 for all)", err=True)
+
+
+@executions.command()
+@click.argument("job", default="-")
+@click.option("--filter", "where", default="", metavar="FILTER", help="For example: state = FAILED")
+@click.option("--token", default="", metavar="TOKEN", help="Go on after it; see --tokens.")
+@click.option("--tokens", is_flag=True, help="Tell on stderr, after each line, where to go on.")
+@with_output
+@with_connection()
+@click.pass_context
+def watch(context: click.Context, *, job: str, where: str, token: str, tokens: bool) -> None:
+    """Print executions of JOB, or of all jobs, as they change, until ctrl-c; with -o json one in a line."""
+    settings = settings_of(context)
+    printed = show.Printed(settings, show.EXECUTION_HEAD)
+    with suppress(KeyboardInterrupt), settings.connect() as client:
+        for change in client.executions.watch(job, where, token=token, pulse=True):
+            if change.execution is not None:
+                row = show.execution_row(settings, change.execution)
+                printed.put(row, show.plain(change.execution))
+            if tokens:
+                click.echo(change.token, err=True)
 
 
 @executions.command()

@@ -79,6 +79,34 @@ def print_many(settings: Settings, head: Row, rows: Iterable[tuple[Row, Plain]])
             click.echo(_structured(settings.output, item))
 
 
+class Printed:
+    """A list without an end: each item is printed when it comes, JSON one in a line. Columns widen as they must."""
+
+    def __init__(self, settings: Settings, head: Row) -> None:
+        self._settings = settings
+        self._head = head
+        self._widths = [len(title) for title in head]
+
+    def put(self, row: Row, item: Plain) -> None:
+        """Print one."""
+        output = self._settings.output
+        if output != "table":
+            click.echo(_structured("ndjson" if output == "json" else output, item))
+        else:
+            self._put_row(row)
+        sys.stdout.flush()
+
+    def _put_row(self, row: Row) -> None:
+        needed = [max(pair) for pair in zip(self._widths, map(len, row), strict=True)]
+        shown = [row]
+        if self._head and needed != self._widths:
+            self._widths = needed
+            shown, self._head = [self._head, row], ()
+        self._widths = needed
+        for each in shown:
+            click.echo("  ".join(map(str.ljust, each, self._widths)).rstrip())
+
+
 def _structured(output: str, item: Plain) -> str:
     if output == "ndjson":
         return json.dumps(item, ensure_ascii=False)

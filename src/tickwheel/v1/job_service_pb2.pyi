@@ -1587,7 +1587,9 @@ Global___WatchExecutionsRequest: _TypeAlias = WatchExecutionsRequest  # noqa: Y0
 
 @_typing.final
 class WatchExecutionsResponse(_message.Message):
-    """One message of WatchExecutions; one without an execution comes when nothing happened for 15 s."""
+    """One message of WatchExecutions; one without an execution comes when the watch has begun, and when nothing happened for
+    15 s.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1595,14 +1597,16 @@ class WatchExecutionsResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     READ_TIME_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Where to go on after this message; valid for at least one minute."""
+    """Where to go on after this message; some may then come again. Valid for at least one minute, unless more happened in
+    it than the server remembers (`watch_bytes`).
+    """
     @_builtins.property
     def execution(self) -> _execution_pb2.Execution:
         """The execution after the change."""
 
     @_builtins.property
     def read_time(self) -> _timestamp_pb2.Timestamp:
-        """Changes up to this time were sent."""
+        """Changes up to this time were sent. Absent while that is not known of all shards yet."""
 
     def __init__(
         self,

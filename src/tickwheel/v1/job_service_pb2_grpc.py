@@ -319,7 +319,8 @@ class JobServiceServicer(object):
 
     def WatchExecutions(self, request, context):
         """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
-        then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+        then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token. UNAVAILABLE: go on
+        from it at another node, or at this one later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -120,7 +120,8 @@ class JobServiceStub:
     """
     WatchExecutions: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchExecutionsRequest, _job_service_pb2.WatchExecutionsResponse]
     """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
-    then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+    then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token. UNAVAILABLE: go on
+    from it at another node, or at this one later.
     """
 
 @_typing.type_check_only
@@ -198,7 +199,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     WatchExecutions: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchExecutionsRequest, _job_service_pb2.WatchExecutionsResponse]  # type: ignore[assignment]
     """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
-    then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+    then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token. UNAVAILABLE: go on
+    from it at another node, or at this one later.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -405,7 +407,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchExecutionsResponse], _abc.AsyncIterator[_job_service_pb2.WatchExecutionsResponse]]:
         """Sends executions as they change, each at least once, an end never left out. ABORTED (RESUME_TOKEN_EXPIRED): list,
-        then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token.
+        then watch anew. A slow reader is ended with RESOURCE_EXHAUSTED and goes on from its last token. UNAVAILABLE: go on
+        from it at another node, or at this one later.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

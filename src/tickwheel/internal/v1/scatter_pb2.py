@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tickwheel/internal/v1/scatter.proto\x12\x15tickwheel.internal.v1\"M\n\x0bScatterItem\x12\x11\n\tcreate_ms\x18\x01 \x01(\x03\x12\x0b\n\x03row\x18\x02 \x01(\x04\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\x0c\"q\n\x0bScatterPart\x12\x31\n\x05items\x18\x01 \x03(\x0b\x32\".tickwheel.internal.v1.ScatterItem\x12\x0e\n\x06shards\x18\x02 \x03(\r\x12\x0f\n\x07read_ms\x18\x03 \x01(\x03\x12\x0e\n\x06\x63ounts\x18\x04 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tickwheel/internal/v1/scatter.proto\x12\x15tickwheel.internal.v1\"M\n\x0bScatterItem\x12\x11\n\tcreate_ms\x18\x01 \x01(\x03\x12\x0b\n\x03row\x18\x02 \x01(\x04\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\x0c\"q\n\x0bScatterPart\x12\x31\n\x05items\x18\x01 \x03(\x0b\x32\".tickwheel.internal.v1.ScatterItem\x12\x0e\n\x06shards\x18\x02 \x03(\r\x12\x0f\n\x07read_ms\x18\x03 \x01(\x03\x12\x0e\n\x06\x63ounts\x18\x04 \x01(\x0c\"M\n\rWatchPosition\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\x05index\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07read_ms\x18\x03 \x01(\x03\x42\x08\n\x06_index\"u\n\rWatchQuestion\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x33\n\x05\x61\x66ter\x18\x03 \x03(\x0b\x32$.tickwheel.internal.v1.WatchPosition\x12\x0f\n\x07wait_ms\x18\x04 \x01(\r\"U\n\x0bWatchAnswer\x12\x12\n\nexecutions\x18\x01 \x03(\x0c\x12\x32\n\x04read\x18\x02 \x03(\x0b\x32$.tickwheel.internal.v1.WatchPositionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,4 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCATTERITEM']._serialized_end=139
   _globals['_SCATTERPART']._serialized_start=141
   _globals['_SCATTERPART']._serialized_end=254
+  _globals['_WATCHPOSITION']._serialized_start=256
+  _globals['_WATCHPOSITION']._serialized_end=333
+  _globals['_WATCHQUESTION']._serialized_start=335
+  _globals['_WATCHQUESTION']._serialized_end=452
+  _globals['_WATCHANSWER']._serialized_start=454
+  _globals['_WATCHANSWER']._serialized_end=539
 # @@protoc_insertion_point(module_scope)
