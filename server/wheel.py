@@ -117,7 +117,7 @@ class Wheel:
                 least_ms = level_ms if least_ms is None else min(level_ms, least_ms)
         return least_ms
 
-    def upcoming(self, until_ms: Ms, after_ms: Ms = -1) -> Iterator[Entry]:
+    def upcoming(self, until_ms: Ms, after_ms: Ms = -NEVER) -> Iterator[Entry]:
         """Yield what is due behind `after_ms` and by `until_ms`, by due, and leave it. Nothing may change meanwhile."""
         return heapq.merge(
             self._ready.upcoming(until_ms, after_ms),

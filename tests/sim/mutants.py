@@ -189,7 +189,7 @@ MUTANTS = [
     Mutant("fires 5 ms early", ("I2",), 5, _early_fire),
     Mutant("the id is made from the time of firing", ("I10",), 5, _id_of_firing),
     Mutant("Due is not logged", ("I1",), 5, _no_due),
-    Mutant("what was put off does not return", ("I1",), 20, _no_return),
+    Mutant("what was put off does not return", ("I1",), 60, _no_return),
     Mutant("stale rows are admitted to the cache", ("I11",), 60, _stale_cache),
     Mutant("landed only after the end is applied", ("I1",), 5, _landed_late),
     Mutant("a cancel misses what fell due meanwhile", ("I4",), 40, _no_catch_up),
