@@ -62,7 +62,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         store_s=rng.choice((0.0, 0.002, 0.02)),
         segment_bytes=rng.choice((32, 64)) * KIB,
         tail_bytes=rng.choice((64, 2)) * KIB,
-        tails_differ=rng.random() < 0.3,
+        tails_differ=rng.random() < 0.5,
         skew_ms=rng.choice((0, 20, 400)),
         clock_steps=rng.random() < 0.2,
         wipes=rng.random() < 0.3,
@@ -75,7 +75,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         network=NetworkWeather(
             delay_s=rng.choice(((0.000_2, 0.001), (0.001, 0.01), (0.001, 0.08))),
             loss=rng.choice((0.0, 0.0, 0.001, 0.01)),
-            copy_bytes_s=rng.choice((0, 0, 16_000)),
+            copy_s=rng.choice((0.0, 4.0)),
         ),
         etcd=draw_etcd_weather(rng),
     )
@@ -257,7 +257,7 @@ class Trouble:
             fresh = [*world.log.leaders.values()][-1]
             for node in world.nodes:
                 if node.id == fresh and node is not leader:
-                    self._cut_off(node, "both", etcd=False)
+                    self._cut_off(node, "both", etcd=True)
                     self._end_session(node)
             await asyncio.sleep(self._rng.choice((0.8, 1.2)))
         except TimeoutError:

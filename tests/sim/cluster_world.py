@@ -204,6 +204,7 @@ class ClusterWorld:
         self.heal_paths()
         self.etcd.down = False
         self.etcd.calm()
+        self.network.hurry(copies=True)
         for node in self.nodes:
             node.resume()
             node.disk.left = None

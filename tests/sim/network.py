@@ -43,14 +43,14 @@ WINDOW_BYTES: Final = 1 << 20
 class NetworkWeather:
     """How good the network is. Delays in seconds, each drawn between the two; `loss` is of 1, for each frame.
 
-    `copy_bytes_s` is the most that a node sends of snapshots; 0: as much as it can.
+    `copy_s` is the longest that a piece of a snapshot is on its way besides, unless they `hurry`.
     """
 
     delay_s: tuple[float, float] = (0.000_2, 0.002)
     loss: float = 0.0
     keepalive_s: float = 6.0
     call_wait_s: float = 1.0
-    copy_bytes_s: int = 0
+    copy_s: float = 0.0
 
 
 class SimNetwork:
@@ -65,6 +65,7 @@ class SimNetwork:
         self._processes: dict[str, SimPeers] = {}
         self._blocked: set[tuple[str, str]] = set()
         self._paused: set[str] = set()
+        self.copies_are_slow = False
         self.context = copy_context()
         """What is under way belongs to nobody: it arrives though its sender has died (see `lives`)."""
 
@@ -121,6 +122,10 @@ class SimNetwork:
         self._paused.clear()
         self._changed()
 
+    def hurry(self, *, copies: bool) -> None:
+        """From here on copies come as fast as anything; or again not."""
+        self.copies_are_slow = self.weather.copy_s > 0 and not copies
+
     # --- paths ---
 
     def one_open(self, source: str, target: str) -> bool:
@@ -159,7 +164,7 @@ class SimPeers:
         self.admission = Admission(me)
         self.session = 0
         self.closed = False
-        self._source = SnapshotSource(owner.open_snapshot, network.weather.copy_bytes_s)
+        self._source = SnapshotSource(owner.open_snapshot)
         self._stream = 0
         self._members: dict[NodeId, Member] = {}
         self._links: dict[NodeId, tuple[str, _Lane, _Lane]] = {}
@@ -349,6 +354,7 @@ class SimPeers:
         serving = asyncio.get_running_loop().create_task(serve())
         try:
             while (piece := await self._piece(pieces, address, target)) is not None:
+                await self._wait_for_piece()
                 await self._travel(address, self.address)
                 lost = self.network.rng.random() < self.network.weather.loss
                 if lost or self.network.at(address) is not target:
@@ -358,6 +364,14 @@ class SimPeers:
         finally:
             serving.cancel()
             serving.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _wait_for_piece(self) -> None:
+        network, loop = self.network, asyncio.get_running_loop()
+        until_s = loop.time()
+        if network.copies_are_slow:
+            until_s += network.rng.random() * network.weather.copy_s
+        while network.copies_are_slow and loop.time() < until_s:  # noqa: ASYNC110 - bounded
+            await asyncio.sleep(0.1)
 
     async def _piece(
         self, pieces: "asyncio.Queue[bytes | None]", address: str, target: "SimPeers"
