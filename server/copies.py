@@ -165,7 +165,7 @@ class Copies:
         self._keeper = keeper
         self._host = host
         self._reopen = reopen
-        self._taking: set[int] = set()
+        self._taking: dict[int, NodeId] = {}  # bounded: by AT_A_TIME
         self._offered: dict[int, NodeId] = {}  # bounded: by the number of shards
         self._fetching: set[asyncio.Future[bytes]] = set()  # bounded: by AT_A_TIME
         self._stopped = False
@@ -196,8 +196,13 @@ class Copies:
     # --- in ---
 
     def take(self, shard: int, leader: NodeId) -> None:
-        """The leader of a shard says that this node is too far behind."""
-        if self._stopped or shard in self._taking or shard not in self._slots:
+        """The leader of a shard says that this node is too far behind.
+
+        What another leader offers is kept while a copy of a former one is under way, which may be too old, or never come:
+        it would be offered again only after half a minute.
+        """
+        known = shard in self._slots or shard in self._taking
+        if self._stopped or not known or self._taking.get(shard) == leader:
             return
         self._offered[shard] = leader
         self._take_next()
@@ -211,10 +216,11 @@ class Copies:
 
     def _take_next(self) -> None:
         """A few at a time; the others wait here, for they are offered again only after half a minute."""
-        while self._offered and len(self._taking) < AT_A_TIME:
-            shard = next(iter(self._offered))
-            self._taking.add(shard)
-            self._runner.spawn(self._take(shard, self._offered.pop(shard)))
+        for shard in [shard for shard in self._offered if shard not in self._taking]:
+            if len(self._taking) >= AT_A_TIME:
+                return
+            self._taking[shard] = leader = self._offered.pop(shard)
+            self._runner.spawn(self._take(shard, leader))
 
     async def _take(self, shard: int, leader: NodeId) -> None:
         query = self._runner.store.query
@@ -229,7 +235,7 @@ class Copies:
         except (TickwheelError, OSError) as error:
             log.warning("taking a snapshot: %s", error, extra={"shard": shard, "leader": leader})
         finally:
-            self._taking.discard(shard)
+            del self._taking[shard]
             self._take_next()
 
     async def _fetch(self, shard: int, leader: NodeId, directory: Path) -> bytes:

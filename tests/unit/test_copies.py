@@ -1,4 +1,4 @@
-"""A copy that is on its way does not keep a node from stopping."""
+"""Copies that come from leaders that fall silent, change, or are waited for by a stop."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,43 +7,82 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from tickwheel.server.copies import Copies
+from tickwheel.server.errors import Unavailable
 from tickwheel.server.store.threads import InlineStore
 
 
 class _Silent:
-    """A peer that accepts, and sends nothing."""
+    """Peers that accept, and send nothing until they `fail`."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.asked: list[str] = []
+        self._waiting: list[asyncio.Future[bytes]] = []
 
-    async def fetch_snapshot(self, _leader: str, _shard: int, _directory: Path) -> bytes:
-        self.asked.set()
+    async def fetch_snapshot(self, leader: str, _shard: int, _directory: Path) -> bytes:
         never: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.asked.append(leader)
+        self._waiting.append(never)
         return await never
+
+    def fail(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(Unavailable("gone"))
+
+
+class _World:
+    """A node with one shard that takes copies."""
+
+    def __init__(self, directory: Path) -> None:
+        self.tasks: list[asyncio.Future[None]] = []
+        self.peers = _Silent()
+        self._directory = directory
+        runner = SimpleNamespace(store=InlineStore(asyncio.get_running_loop()), spawn=self._spawn)
+        shelves = SimpleNamespace(stage=self._stage)
+        nobody = cast("Any", None)
+        self.copies = Copies(
+            cast("Any", shelves), {0: nobody}, cast("Any", runner), nobody, nobody, reopen=nobody
+        )
+        self.copies.peers = cast("Any", self.peers)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.ensure_future(work))
+
+    def _stage(self, _shard: int) -> Path:
+        return self._directory
+
+    async def asked(self, *leaders: str) -> None:
+        """Wait until these were asked for a copy, in this order, and nobody else."""
+        async with asyncio.timeout(10):
+            while self.peers.asked != list(leaders):  # noqa: ASYNC110 - bounded
+                await asyncio.sleep(0)
 
 
 async def test_a_stop_does_not_wait_for_a_copy_that_does_not_come(tmp_path: Path) -> None:
     """A leader may be silent, or its copy take hours: the copy is let go, and begun again after the next start."""
-    tasks: list[asyncio.Future[None]] = []
-
-    def spawn(work: Coroutine[Any, Any, None]) -> None:
-        tasks.append(asyncio.ensure_future(work))
-
-    def stage(_shard: int) -> Path:
-        return tmp_path
-
-    runner = SimpleNamespace(store=InlineStore(asyncio.get_running_loop()), spawn=spawn)
-    shelves = SimpleNamespace(stage=stage)
-    nobody = cast("Any", None)
-    copies = Copies(
-        cast("Any", shelves), {0: nobody}, cast("Any", runner), nobody, nobody, reopen=nobody
-    )
-    silent = _Silent()
-    copies.peers = cast("Any", silent)
-    copies.take(0, "a" * 32)
+    world = _World(tmp_path)
+    world.copies.take(0, "a" * 32)
+    await world.asked("a" * 32)
+    world.copies.stop()
     async with asyncio.timeout(10):
-        await silent.asked.wait()
-        copies.stop()
-        await asyncio.gather(*tasks)
-    copies.take(0, "a" * 32)
-    assert len(tasks) == 1
+        await asyncio.gather(*world.tasks)
+    world.copies.take(0, "a" * 32)
+    assert len(world.tasks) == 1
+
+
+async def test_what_the_next_leader_offers_is_taken_when_the_copy_of_the_last_one_failed(
+    tmp_path: Path,
+) -> None:
+    """It is offered once in half a minute, so it must not be forgotten; what the same leader repeats may be."""
+    world = _World(tmp_path)
+    world.copies.take(0, "a" * 32)
+    await world.asked("a" * 32)
+    world.copies.take(0, "a" * 32)
+    world.copies.take(0, "b" * 32)
+    world.copies.take(1, "b" * 32)
+    world.peers.fail()
+    await world.asked("a" * 32, "b" * 32)
+    assert len(world.tasks) == 2
+    world.copies.stop()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*world.tasks)
