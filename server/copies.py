@@ -34,6 +34,9 @@ SHIPPED: Final = "shipped-"
 """Directories beside the stores with copies for peers; what a crash leaves of them is removed at the next start."""
 
 ASK_S: Final = 5.0
+AGAIN_S: Final = 1.0
+"""A peer that could not be told that it has to take a copy is asked again where it is."""
+
 AT_A_TIME: Final = 2
 
 
@@ -192,6 +195,9 @@ class Copies:
             await self.peers.forward(peer, TAKE_SNAPSHOT, str(shard).encode(), ASK_S)
         except TickwheelError as error:
             log.warning("offering a snapshot: %s", error, extra={"shard": shard, "peer": peer})
+            await asyncio.sleep(AGAIN_S)
+            self._host.replicas[shard].not_offered(peer)
+            self._host.poke(shard)
 
     # --- in ---
 

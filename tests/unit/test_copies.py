@@ -5,7 +5,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock, MagicMock
 
+import pytest
+
+from tickwheel.server import copies as room
 from tickwheel.server.copies import Copies
 from tickwheel.server.errors import Unavailable
 from tickwheel.server.store.threads import InlineStore
@@ -40,8 +44,14 @@ class _World:
         runner = SimpleNamespace(store=InlineStore(asyncio.get_running_loop()), spawn=self._spawn)
         shelves = SimpleNamespace(stage=self._stage)
         nobody = cast("Any", None)
+        self.host = MagicMock(replicas={0: MagicMock()})
         self.copies = Copies(
-            cast("Any", shelves), {0: nobody}, cast("Any", runner), nobody, nobody, reopen=nobody
+            cast("Any", shelves),
+            {0: nobody},
+            cast("Any", runner),
+            nobody,
+            self.host,
+            reopen=nobody,
         )
         self.copies.peers = cast("Any", self.peers)
 
@@ -86,3 +96,16 @@ async def test_what_the_next_leader_offers_is_taken_when_the_copy_of_the_last_on
     world.copies.stop()
     async with asyncio.timeout(10):
         await asyncio.gather(*world.tasks)
+
+
+async def test_an_offer_that_does_not_arrive_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it is made again soon, and not after half a minute."""
+    monkeypatch.setattr(room, "AGAIN_S", 0.0)
+    world = _World(tmp_path)
+    unheard = AsyncMock(side_effect=Unavailable("no way to it"))
+    world.copies.peers = cast("Any", SimpleNamespace(forward=unheard))
+    await world.copies.offer(0, "c" * 32)
+    world.host.replicas[0].not_offered.assert_called_once_with("c" * 32)
+    world.host.poke.assert_called_once_with(0)

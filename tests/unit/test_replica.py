@@ -409,6 +409,18 @@ def test_what_is_said_again_does_not_take_the_place_of_what_is_new() -> None:
     assert said(b) == [("a", Acked(SHARD, 1, 2))]
 
 
+def test_a_snapshot_that_could_not_be_offered_is_wanted_again_soon() -> None:
+    group = far_ahead()
+    leader = group["a"]
+    leader.not_offered("b")
+    leader.not_offered("z")
+    group["b"].not_offered("a")
+    assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
+    leader.not_offered("c")
+    group.run()
+    assert events(group, "a") == [Leading(1), SnapshotWanted("c"), SnapshotWanted("c")]
+
+
 def test_a_snapshot_that_never_came_is_wanted_again() -> None:
     group = far_ahead()
     leader = group["a"]
