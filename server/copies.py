@@ -34,6 +34,9 @@ SHIPPED: Final = "shipped-"
 """Directories beside the stores with copies for peers; what a crash leaves of them is removed at the next start."""
 
 ASK_S: Final = 5.0
+OFFER_AGAIN_S: Final = 1.0
+"""A peer that could not be told that it has to take a copy is asked again where it is."""
+
 AT_A_TIME: Final = 2
 AGAIN_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """What failed is taken anew after these pauses; then the leader's next offer has to come, which takes half a minute."""
@@ -167,7 +170,7 @@ class Copies:
         self._keeper = keeper
         self._host = host
         self._reopen = reopen
-        self._taking: set[int] = set()
+        self._taking: dict[int, NodeId] = {}  # bounded: by AT_A_TIME
         self._offered: dict[int, NodeId] = {}  # bounded: by the number of shards
         self._fetching: set[asyncio.Future[bytes]] = set()  # bounded: by AT_A_TIME
         self._failures: dict[int, int] = {}  # bounded: likewise
@@ -195,16 +198,21 @@ class Copies:
             await self.peers.forward(peer, TAKE_SNAPSHOT, str(shard).encode(), ASK_S)
         except TickwheelError as error:
             log.warning("offering a snapshot: %s", error, extra={"shard": shard, "peer": peer})
+            await asyncio.sleep(OFFER_AGAIN_S)
+            self._host.replicas[shard].not_offered(peer)
+            self._host.poke(shard)
 
     # --- in ---
 
     def take(self, shard: int, leader: NodeId) -> None:
-        """The leader of a shard says that this node is too far behind."""
-        self._failures.pop(shard, None)
-        self._take_soon(shard, leader)
+        """The leader of a shard says that this node is too far behind.
 
-    def _take_soon(self, shard: int, leader: NodeId) -> None:
-        if self._stopped or shard in self._taking or shard not in self._slots:
+        What another leader offers is kept while a copy of a former one is under way, which may be too old, or never come:
+        it would be offered again only after half a minute.
+        """
+        self._failures.pop(shard, None)
+        known = shard in self._slots or shard in self._taking
+        if self._stopped or not known or self._taking.get(shard) == leader:
             return
         self._offered[shard] = leader
         self._take_next()
@@ -218,10 +226,11 @@ class Copies:
 
     def _take_next(self) -> None:
         """A few at a time; the others wait here, for they are offered again only after half a minute."""
-        while self._offered and len(self._taking) < AT_A_TIME:
-            shard = next(iter(self._offered))
-            self._taking.add(shard)
-            self._runner.spawn(self._take(shard, self._offered.pop(shard)))
+        for shard in [shard for shard in self._offered if shard not in self._taking]:
+            if len(self._taking) >= AT_A_TIME:
+                return
+            self._taking[shard] = leader = self._offered.pop(shard)
+            self._runner.spawn(self._take(shard, leader))
 
     async def _take(self, shard: int, leader: NodeId) -> None:
         query = self._runner.store.query
@@ -238,7 +247,7 @@ class Copies:
             log.warning("taking a snapshot: %s", error, extra={"shard": shard, "leader": leader})
             self._take_later(shard, leader, error)
         finally:
-            self._taking.discard(shard)
+            del self._taking[shard]
             self._take_next()
 
     async def _fetch(self, shard: int, leader: NodeId, directory: Path) -> bytes:
@@ -258,11 +267,18 @@ class Copies:
         """Try again, unless the one that was asked leads no more: then the next leader has its own offer to make."""
         failures = self._failures.get(shard, 0)
         gone = isinstance(error, TickwheelError) and error.reason == "NOT_LEADER"
-        if gone or failures == len(AGAIN_S):
+        if gone or self._stopped or shard in self._offered or failures == len(AGAIN_S):
             return
         self._failures[shard] = failures + 1
         loop = asyncio.get_running_loop()
-        loop.call_later(AGAIN_S[failures], self._take_soon, shard, leader)
+        loop.call_later(AGAIN_S[failures], self._take_again, shard, leader)
+
+    def _take_again(self, shard: int, leader: NodeId) -> None:
+        """Unless it was offered anew meanwhile."""
+        here = shard in self._slots and shard not in self._taking and shard not in self._offered
+        if here and not self._stopped:
+            self._offered[shard] = leader
+            self._take_next()
 
     async def _put(self, shard: int, directory: Path, snapshot: Snapshot) -> None:
         """Let the copy take the store's place. Nothing is applied meanwhile."""

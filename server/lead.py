@@ -161,6 +161,12 @@ class Lead:
             peer.linked = up
             self._probe_anew(peer)
 
+    def not_offered(self, name: NodeId) -> None:
+        """A peer was not told that it has to take a copy: ask it where it is, and it will be told again."""
+        peer = self.peers.get(name)
+        if peer is not None and peer.pace is Pace.SNAPSHOT:
+            self._probe_anew(peer)
+
     def _probe_anew(self, peer: Peer) -> None:
         """Ask the peer where it is: behind what it acked, or, if that is gone here, by the end of the log."""
         known = peer.match >= self._log.base_index and peer.match > 0

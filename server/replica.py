@@ -275,6 +275,12 @@ class Replica:
         if self._lead is not None:
             self._lead.linked(peer, up=False)
 
+    def not_offered(self, peer: NodeId) -> None:
+        """SnapshotWanted could not be told to the peer; without this it would be said again after `snapshot_ms` only."""
+        if self._lead is not None:
+            self._lead.not_offered(peer)
+            self._moved = True
+
     def take(self) -> Output:
         """What is to be done now. The lists are the caller's."""
         if self._moved and self._lead is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.cluster_world import ClusterWorld
 
 Strike = tuple[str, Callable[[], Awaitable[None]]]
+USURP_S = 4.0
 STEPS_MS = (-2_500, -400, 1_500, 20_000)
 
 
@@ -61,7 +62,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         store_s=rng.choice((0.0, 0.002, 0.02)),
         segment_bytes=rng.choice((32, 64)) * KIB,
         tail_bytes=rng.choice((64, 2)) * KIB,
-        tails_differ=rng.random() < 0.3,
+        tails_differ=rng.random() < 0.5,
         skew_ms=rng.choice((0, 20, 400)),
         clock_steps=rng.random() < 0.2,
         wipes=rng.random() < 0.3,
@@ -74,7 +75,7 @@ def draw_cluster_weather(rng: Random) -> ClusterWeather:
         network=NetworkWeather(
             delay_s=rng.choice(((0.000_2, 0.001), (0.001, 0.01), (0.001, 0.08))),
             loss=rng.choice((0.0, 0.0, 0.001, 0.01)),
-            copy_bytes_s=rng.choice((0, 0, 16_000)),
+            copy_s=rng.choice((0.0, 4.0)),
         ),
         etcd=draw_etcd_weather(rng),
     )
@@ -101,6 +102,7 @@ class Trouble:
             ("evict", self._evict),
             ("late acks", self._late_acks),
             ("hasty", self._hasty),
+            ("usurp", self._usurp),
             ("stall", self._stall),
         ]
         if self._world.weather.clock_steps:
@@ -235,6 +237,31 @@ class Trouble:
             await asyncio.sleep(0.02)
             world.let_up(voter)
             await asyncio.sleep(rng.choice((0.8, 1.5)))
+        finally:
+            world.heal_paths()
+
+    async def _usurp(self) -> None:
+        """Who leads since a moment ago is cut off at once and loses its session: it has said nothing of it to anybody."""
+        world, leader = self._world, self._pick()
+        if leader is None or not leader.leads():
+            return
+        begun = len(world.log.leaders)
+        world.tell(f"usurp {leader.name}")
+        try:
+            self._end_session(leader)
+            self._cut_off(leader, "both", etcd=True)
+            async with asyncio.timeout(USURP_S):
+                while len(world.log.leaders) == begun:  # noqa: ASYNC110 - bounded
+                    await asyncio.sleep(0.001)
+            world.heal_paths()
+            fresh = [*world.log.leaders.values()][-1]
+            for node in world.nodes:
+                if node.id == fresh and node is not leader:
+                    self._cut_off(node, "both", etcd=True)
+                    self._end_session(node)
+            await asyncio.sleep(self._rng.choice((0.8, 1.2)))
+        except TimeoutError:
+            pass
         finally:
             world.heal_paths()
 

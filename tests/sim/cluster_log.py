@@ -194,6 +194,8 @@ class Watch:
             self._blame(f"{name} applies {entry.index} of shard {shard}, and nobody committed it")
         elif committed[entry.index - 1] != entry:
             self._blame(f"{name} applies another entry {entry.index} of shard {shard}")
+        elif entry.index > self._durable.get((replica.me, shard), 0):
+            self._blame(f"{name} applies {entry.index} of shard {shard} before it is on its disk")
 
     def _check_leader(self, replica: Replica, epoch: int) -> None:
         shard, name = replica.shard, self._name(replica.me)

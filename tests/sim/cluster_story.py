@@ -214,6 +214,7 @@ async def _act(world: ClusterWorld, rng: Random, act: int) -> None:
     """Trouble for a while, and the way back."""
     world.tell(f"act {act}")
     world.healed_s = 1e9
+    world.network.hurry(copies=False)
     troubles = [
         asyncio.ensure_future(Trouble(world, Random(f"{world.seed}:{act}:{n}")).run())
         for n in range(world.weather.troubles)

@@ -37,6 +37,7 @@ BACK_EXCUSES_S = 30.0
 UNHANDLED_MS = 90_000
 COMMAND_S = 25.0
 NEVER_S = 1e9
+CLOSING_S = 0.5
 
 
 class ClusterWorld:
@@ -126,7 +127,9 @@ class ClusterWorld:
 
     def _restart(self, node: SimNode) -> None:
         dead = node.life is not None and not node.life.alive
-        if dead and not node.kept_down and not self.closing:
+        if dead and self.closing:  # not now; but it is not forgotten
+            self.loop.call_later(CLOSING_S, self._restart, node, context=self.network.context)
+        elif dead and not node.kept_down:
             self.tell(f"start {node.name}")
             node.boot()
 
@@ -206,6 +209,7 @@ class ClusterWorld:
         self.heal_paths()
         self.etcd.down = False
         self.etcd.calm()
+        self.network.hurry(copies=True)
         for node in self.nodes:
             node.resume()
             node.disk.left = None

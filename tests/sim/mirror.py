@@ -30,7 +30,9 @@ class Content:
     def apply(self, effects: Effects) -> None:
         """After-images, each in its place."""
         for row, _, _ in effects.drops:
-            del self.jobs[row]
+            self.jobs.pop(
+                row, None
+            )  # one that was made and deleted by the same batch was never there
         self.jobs.update(effects.jobs)
         for row, status in effects.statuses:
             self.jobs[row] = self.jobs[row]._replace(status=status)

@@ -14,13 +14,14 @@ decided by the same `Admission` as in a real node, and what waits is held in the
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
+
+from tests.sim.connection import Connection
 
 from tickwheel.internal.v1 import peer_service_pb2 as pb
 from tickwheel.server.cluster import wire
@@ -35,22 +36,19 @@ from tickwheel.server.message import Beat, BeatAcked, Message, NodeId
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WINDOW_BYTES: Final = 1 << 20
-"""What is under way on one connection before the sender waits."""
-
 
 @dataclass(frozen=True, slots=True)
 class NetworkWeather:
     """How good the network is. Delays in seconds, each drawn between the two; `loss` is of 1, for each frame.
 
-    `copy_bytes_s` is the most that a node sends of snapshots; 0: as much as it can.
+    `copy_s` is the longest that a piece of a snapshot is on its way besides, unless they `hurry`.
     """
 
     delay_s: tuple[float, float] = (0.000_2, 0.002)
     loss: float = 0.0
     keepalive_s: float = 6.0
     call_wait_s: float = 1.0
-    copy_bytes_s: int = 0
+    copy_s: float = 0.0
 
 
 class SimNetwork:
@@ -65,6 +63,7 @@ class SimNetwork:
         self._processes: dict[str, SimPeers] = {}
         self._blocked: set[tuple[str, str]] = set()
         self._paused: set[str] = set()
+        self.copies_are_slow = False
         self.context = copy_context()
         """What is under way belongs to nobody: it arrives though its sender has died (see `lives`)."""
 
@@ -121,6 +120,10 @@ class SimNetwork:
         self._paused.clear()
         self._changed()
 
+    def hurry(self, *, copies: bool) -> None:
+        """From here on copies come as fast as anything; or again not."""
+        self.copies_are_slow = self.weather.copy_s > 0 and not copies
+
     # --- paths ---
 
     def one_open(self, source: str, target: str) -> bool:
@@ -159,7 +162,7 @@ class SimPeers:
         self.admission = Admission(me)
         self.session = 0
         self.closed = False
-        self._source = SnapshotSource(owner.open_snapshot, network.weather.copy_bytes_s)
+        self._source = SnapshotSource(owner.open_snapshot)
         self._stream = 0
         self._members: dict[NodeId, Member] = {}
         self._links: dict[NodeId, tuple[str, _Lane, _Lane]] = {}
@@ -349,6 +352,7 @@ class SimPeers:
         serving = asyncio.get_running_loop().create_task(serve())
         try:
             while (piece := await self._piece(pieces, address, target)) is not None:
+                await self._wait_for_piece()
                 await self._travel(address, self.address)
                 lost = self.network.rng.random() < self.network.weather.loss
                 if lost or self.network.at(address) is not target:
@@ -358,6 +362,14 @@ class SimPeers:
         finally:
             serving.cancel()
             serving.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _wait_for_piece(self) -> None:
+        network, loop = self.network, asyncio.get_running_loop()
+        until_s = loop.time()
+        if network.copies_are_slow:
+            until_s += network.rng.random() * network.weather.copy_s
+        while network.copies_are_slow and loop.time() < until_s:  # noqa: ASYNC110 - bounded
+            await asyncio.sleep(0.1)
 
     async def _piece(
         self, pieces: "asyncio.Queue[bytes | None]", address: str, target: "SimPeers"
@@ -389,7 +401,7 @@ class _Lane:
         self._pumping = False
         self._context = copy_context()
         self._broken = asyncio.Event()
-        self._connection = _Connection()
+        self._connection = Connection()
         self._suspicion: asyncio.TimerHandle | None = None
         self._task = self._loop.create_task(self._run())
 
@@ -437,7 +449,7 @@ class _Lane:
             target.admission.open(caller)
         except TickwheelError:
             return None
-        self._connection = _Connection(target, caller)
+        self._connection = Connection(target, caller)
         return target
 
     async def _stand(self, target: SimPeers) -> None:
@@ -464,7 +476,7 @@ class _Lane:
             self._broken.set()
             self._tell(up=False)
 
-    def _break_if(self, connection: "_Connection") -> None:
+    def _break_if(self, connection: Connection) -> None:
         if connection is self._connection:
             self._break()
 
@@ -514,7 +526,7 @@ class _Lane:
                 self._depart(connection, frame)
             self._process.counters.messages_sent += len(messages)
 
-    def _depart(self, connection: "_Connection", frame: bytes) -> None:
+    def _depart(self, connection: Connection, frame: bytes) -> None:
         counters = self._process.counters
         counters.frames_sent += 1
         counters.bytes_sent += len(frame)
@@ -528,11 +540,11 @@ class _Lane:
         context = self._network.context
         self._loop.call_at(connection.arrives_s, self._arrived, connection, context=context)
 
-    def _arrived(self, connection: "_Connection") -> None:
+    def _arrived(self, connection: Connection) -> None:
         connection.arrived += 1
         self._deliver(connection)
 
-    def _deliver(self, connection: "_Connection") -> None:
+    def _deliver(self, connection: Connection) -> None:
         """Hand over what arrived, if the path is open; a stream that does not count any more ends."""
         while connection.arrived and self._network.one_open(self.source, self.target):
             full = not connection.room
@@ -550,46 +562,6 @@ class _Lane:
                 return
             if messages:
                 target.receive(caller, messages)
-
-
-class _Connection:
-    """What is under way between both ends, in order."""
-
-    def __init__(self, target: SimPeers | None = None, caller: Caller | None = None) -> None:
-        self.target = target
-        self.caller = caller
-        self.unpacker = wire.Unpacker()
-        self.next_sequence = 1
-        self.arrives_s = 0.0
-        self.arrived = 0
-        self._frames: deque[bytes] = deque()  # bounded: by WINDOW_BYTES
-        self._bytes = 0
-
-    @property
-    def room(self) -> bool:
-        """Whether the sender may write."""
-        return self._bytes < WINDOW_BYTES
-
-    def put(self, frame: bytes) -> None:
-        """It leaves."""
-        self._frames.append(frame)
-        self._bytes += len(frame)
-
-    def take(self) -> bytes | None:
-        """It is read at the other end; None when the connection was cut."""
-        self.arrived -= 1
-        if not self._frames:
-            return None
-        frame = self._frames.popleft()
-        self._bytes -= len(frame)
-        return frame
-
-    def cut(self) -> None:
-        """What is under way is lost, and the other end forgets the stream."""
-        self._frames.clear()
-        self.arrived = 0
-        if self.target is not None and self.caller is not None:
-            self.target.admission.closed(self.caller)
 
 
 async def _at_once(work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:

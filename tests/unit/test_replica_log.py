@@ -1,14 +1,16 @@
 """The log, what is on disk of it, and how it comes back from the journal."""
 
 import pytest
-from tests.unit.replica_kit import SHARD, append, entries, replica, said
+from tests.unit.replica_kit import SHARD, append, entries, events, far_ahead, peer_of, replica, said
 
 from tickwheel.server.errors import LogBroken
+from tickwheel.server.lead import Pace
 from tickwheel.server.ledger import Ledger
 from tickwheel.server.log import Log, recovered
 from tickwheel.server.message import Acked, Fenced, LogEntry
 from tickwheel.server.quorum import commit_quorum, fence_quorum, reached
 from tickwheel.server.record import Record, RecordType, ShardMark
+from tickwheel.server.turn import Leading, SnapshotWanted
 
 NONE = ShardMark()
 
@@ -352,3 +354,15 @@ def test_what_is_said_again_does_not_take_the_place_of_what_is_new() -> None:
     b.receive("a", append(1, (1, 1), *entries(1, start=2)), 0)
     b.connected("a")
     assert said(b) == [("a", Acked(SHARD, 1, 2))]
+
+
+def test_a_snapshot_that_could_not_be_offered_is_wanted_again_soon() -> None:
+    group = far_ahead()
+    leader = group["a"]
+    leader.not_offered("b")
+    leader.not_offered("z")
+    group["b"].not_offered("a")
+    assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
+    leader.not_offered("c")
+    group.run()
+    assert events(group, "a") == [Leading(1), SnapshotWanted("c"), SnapshotWanted("c")]
