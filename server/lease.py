@@ -29,11 +29,8 @@ SILENT_MS = 1_200
 """A node that was not heard for so long is suspected."""
 
 FRESH_MS = 5_000
-"""A life that is not known for so long is not suspected: who starts opens stores and connections, and is silent at times.
-If it dies again, its lease in etcd ends before that anyway."""
-
-SETTLED_BEATS = 4
-"""Nor is one that was heard less often than that; after so many it has started, however long this node knows it."""
+"""A life that was never heard is not suspected before it is known for so long: who starts opens stores and connections. If
+it dies before it was heard, its lease in etcd ends sooner anyway."""
 
 WALL_OFF_MS_MAX = 1_000
 """A node whose wall clock is further from the majority's must not lead: it would fire early, or late."""
@@ -186,12 +183,12 @@ class Rights:
 
 
 class _Known(NamedTuple):
-    """A node's life, that is its session; since when it is known, when it was heard last, and how often."""
+    """A node's life, that is its session; since when it is known, when it was heard last, and whether it ever was."""
 
     session: int
     since_ms: int
     heard_ms: int
-    beats: int = 0
+    met: bool = False
 
 
 class Suspicions:
@@ -223,7 +220,7 @@ class Suspicions:
         """A beat arrived."""
         known = self._known.get(sender)
         if known is not None:
-            self._known[sender] = known._replace(heard_ms=now_ms, beats=known.beats + 1)
+            self._known[sender] = known._replace(heard_ms=now_ms, met=True)
             self._told[sender] = beat.unheard
             self._said.discard(sender)
 
@@ -233,7 +230,7 @@ class Suspicions:
             node
             for node, known in self._known.items()
             if self._silent(node, now_ms)
-            and (known.beats >= SETTLED_BEATS or now_ms - known.since_ms >= self._fresh_ms)
+            and (known.met or now_ms - known.since_ms >= self._fresh_ms)
         )
 
     def due(self, now_ms: int) -> list[NodeId]:
