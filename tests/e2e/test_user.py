@@ -335,14 +335,17 @@ class redirecting:  # noqa: N801 - reads as a function
 # --- the end -----------------------------------------------------------------------------------
 
 
-async def test_it_ends_in_time_while_two_hundred_requests_hang(tmp_path: Path, sink: Sink) -> None:
-    """SIGTERM: exit code 0 soon after the drain time-out; what hung is sent again, with its id, after a start."""
+async def test_it_ends_in_time_while_a_hundred_requests_hang(tmp_path: Path, sink: Sink) -> None:
+    """SIGTERM: exit code 0 soon after the drain time-out; what hung is sent again, with its id, after a start.
+
+    So many may hang at a time even if the start took so long that they are late.
+    """
     with running_node(tmp_path, options=["--drain-timeout-ms", f"{DRAIN_MS}"]) as node:
         api = calls.Api(node.target)
         now = calls.now_ms()
-        hang = [calls.request(f"h{n}", calls.once(sink.url("/hang"), now)) for n in range(200)]
+        hang = [calls.request(f"h{n}", calls.once(sink.url("/hang"), now)) for n in range(100)]
         await api.create_many(hang)
-        wait_until(lambda: sink.count() == 200, SETTLE_S, "hanging requests")
+        wait_until(lambda: sink.count() == 100, SETTLE_S, "hanging requests")
         await api.close()
         start_ms = calls.now_ms()
         assert node.terminate(DRAIN_MS / 1_000 + 8) == 0
@@ -350,5 +353,5 @@ async def test_it_ends_in_time_while_two_hundred_requests_hang(tmp_path: Path, s
         assert "Traceback" not in node.log.read_text()
         first = {arrival.id for arrival in sink.records()}
         node.start()
-        wait_until(lambda: sink.count() == 400, SETTLE_S, "all again")
+        wait_until(lambda: sink.count() == 200, SETTLE_S, "all again")
         assert {arrival.id for arrival in sink.records()} == first

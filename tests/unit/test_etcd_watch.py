@@ -237,7 +237,7 @@ async def test_a_stream_that_ends_goes_on_after_the_last_event(play: Play) -> No
     server.revision = 12
     news = await take(client, 3)
     assert [one.revision for one in news if isinstance(one, Batch)] == [11, 12, 13]
-    assert server.starts == [11, 13]
+    assert (server.starts[0], set(server.starts[1:])) == (11, {13})
 
 
 async def test_progress_proves_life_and_moves_nothing(play: Play) -> None:
