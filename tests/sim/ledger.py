@@ -1,6 +1,6 @@
 """What users were told and what the target saw, and the judgement over both (README: I1, I2, I4, I7, I8, I9)."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -59,6 +59,7 @@ class Ledger:
     started: list[tuple[bytes, str, int]] = field(default_factory=list[tuple[bytes, str, int]])
     gone: set[str] = field(default_factory=set[str])
     pauses: dict[str, list[tuple[Ms, Ms]]] = field(default_factory=lambda: defaultdict(list))
+    pauses_under_way: Counter[str] = field(default_factory=Counter[str])
     refused: int = 0
     answered: int = 0
 

@@ -25,7 +25,7 @@ from tickwheel.server.command import (
     Run,
     Update,
 )
-from tickwheel.server.errors import TickwheelError
+from tickwheel.server.errors import TickwheelError, Unavailable
 from tickwheel.server.model import ExecutionState
 from tickwheel.server.query import ExecutionQuery
 
@@ -161,17 +161,22 @@ class Users:
             return
         pauses = self._world.ledger.pauses[promise.name]
         pauses.append((self._world.unhandled_since_ms(), OPEN_MS))
+        under_way = self._world.ledger.pauses_under_way
+        under_way[promise.name] += 1
         reply = await self._call(Pause(NAMESPACE, promise.name))
+        if not isinstance(reply, Unavailable):  # otherwise it may still be carried out
+            under_way[promise.name] -= 1
         self._world.marks["paused"] += isinstance(reply, JobView)
 
     async def resume(self, promise: Promise) -> None:
-        """Whatever its state; a pause that was asked for before is over once this is answered, unless one came since."""
+        """Whatever its state; a pause that was answered before is over once this is, unless one came since."""
         pauses = self._world.ledger.pauses[promise.name]
         asked = len(pauses)
+        alone = not self._world.ledger.pauses_under_way[promise.name]
         reply = await self._call(Resume(NAMESPACE, promise.name))
         if isinstance(reply, JobView):
             self._world.marks["resumed"] += 1
-            if asked == len(pauses):
+            if alone and asked == len(pauses):
                 # the shard's time, by which it skipped, may be ahead of the clock that is asked here
                 end_ms = max(self._world.clock.now_ms(), reply.status.update_ms)
                 pauses[:] = [(start, min(end, end_ms)) for start, end in pauses]
