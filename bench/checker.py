@@ -329,11 +329,21 @@ def _promised(job: Job, horizon_ms: int) -> Iterator[int]:
     due = job.due_ms
     for operation in job.operations:
         if operation.kind == "update" and operation.due_ms and operation.answer != "COMPLETED":
-            if not operation.answer:
-                return  # either due time may be the true one
+            if not operation.answer or _taken_back(job, operation):
+                return  # either due time may be the true one, or none
             due = operation.due_ms
     if due <= horizon_ms:
         yield due
+
+
+def _taken_back(job: Job, update: Operation) -> bool:
+    """True if a cancel that found an attempt on its way may have ended what the update had put off."""
+    return any(
+        other.kind == "cancel"
+        and other.answer != "COMPLETED"
+        and (not other.answered_ms or other.answered_ms >= update.sent_ms)
+        for other in job.operations
+    )
 
 
 def _may_end(operation: Operation) -> bool:

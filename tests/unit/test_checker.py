@@ -221,6 +221,16 @@ def test_an_update_moves_the_promise() -> None:
     assert found(judge(arrival(), there, job=job)) == {"after_cancel": 1}
 
 
+def test_a_cancel_at_the_same_time_may_take_back_what_an_update_put_off() -> None:
+    moved = Operation("update", DUE + 3, DUE + 80, "ALREADY_DISPATCHED", DUE + 500)
+    cancel = Operation("cancel", DUE + 3, DUE + 80, "ALREADY_DISPATCHED")
+    assert judge(arrival(), job=Job("a", UID, DUE, operations=[moved, cancel])).clean
+    before = cancel._replace(sent_ms=DUE - 90, answered_ms=DUE - 80)
+    for other in (before, cancel._replace(answer="COMPLETED")):
+        job = Job("a", UID, DUE, operations=[moved, other])
+        assert found(judge(arrival(), job=job)) == {"lost": 1}
+
+
 def test_an_update_of_unknown_outcome_allows_either_time() -> None:
     job = Job("a", UID, DUE, operations=[Operation("update", DUE - 90, due_ms=DUE + 5_000)])
     assert judge(arrival(), job=job).clean
