@@ -38,8 +38,11 @@ class _Words:
         self.keys = 0
 
     def add(self, key: int) -> None:
-        self.words[key & self.mask] |= _bits_of(key)
-        self.keys += 1
+        place, bits = key & self.mask, _bits_of(key)
+        word = self.words[place]
+        if word & bits != bits:  # a job that is changed comes again, and takes no room
+            self.words[place] = word | bits
+            self.keys += 1
 
     @property
     def crowded(self) -> bool:

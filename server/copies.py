@@ -212,10 +212,13 @@ class Copies:
         """
         self._failures.pop(shard, None)
         known = shard in self._slots or shard in self._taking
-        if self._stopped or not known or self._taking.get(shard) == leader:
-            return
-        self._offered[shard] = leader
-        self._take_next()
+        if known and self._taking.get(shard) != leader:
+            self._queue(shard, leader)
+
+    def _queue(self, shard: int, leader: NodeId) -> None:
+        if not self._stopped:
+            self._offered[shard] = leader
+            self._take_next()
 
     def stop(self) -> None:
         """Begin no more, and let go what would take long: the node is stopping."""
@@ -275,10 +278,8 @@ class Copies:
 
     def _take_again(self, shard: int, leader: NodeId) -> None:
         """Unless it was offered anew meanwhile."""
-        here = shard in self._slots and shard not in self._taking and shard not in self._offered
-        if here and not self._stopped:
-            self._offered[shard] = leader
-            self._take_next()
+        if shard in self._slots and shard not in self._taking and shard not in self._offered:
+            self._queue(shard, leader)
 
     async def _put(self, shard: int, directory: Path, snapshot: Snapshot) -> None:
         """Let the copy take the store's place. Nothing is applied meanwhile."""

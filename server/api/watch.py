@@ -244,7 +244,8 @@ class Following:
         )
         messages: list[pb.WatchExecutionsResponse] = []
         for question in [question for question in self._asked if question.done()]:
-            messages += self._heard(question, *self._asked.pop(question))
+            _, shards = self._asked.pop(question)
+            messages += self._heard(question, shards)
         if not messages and self._opened and self._now_s() >= silent_s:
             messages.append(self._message())
         return messages
@@ -254,7 +255,7 @@ class Following:
         return asked == len(list(self._wanted()))
 
     def _heard(
-        self, question: "asyncio.Task[Answer]", _leader: NodeName, shards: Sequence[int]
+        self, question: "asyncio.Task[Answer]", shards: Sequence[int]
     ) -> list[pb.WatchExecutionsResponse]:
         """Move on by what a leader answered; what it did not answer for is asked again, of whoever leads it then."""
         later_s = self._now_s() + AGAIN_S

@@ -40,6 +40,14 @@ def test_what_is_added_is_there() -> None:
         assert bloom.may_hold(key)
 
 
+def test_a_key_that_comes_again_takes_no_room() -> None:
+    bloom = learnt([], 0)
+    for _ in range(100_000):
+        bloom.add(7)
+    assert not bloom.wanting
+    assert bloom.may_hold(7)
+
+
 def test_few_others_are_taken_for_known() -> None:
     known = keys(100_000)
     bloom = learnt(known, len(known))
