@@ -209,10 +209,14 @@ class Copies:
 
         What another leader offers is kept while a copy of a former one is under way, which may be too old, or never come:
         it would be offered again only after half a minute.
+
+        Raises Unavailable if this node does not know yet that it holds the shard, as one that etcd can't reach: the
+        leader offers it again then.
         """
+        if shard not in self._slots and shard not in self._taking:
+            raise Unavailable(f"this node does not hold shard {shard} yet", reason="NOT_HELD")
         self._failures.pop(shard, None)
-        known = shard in self._slots or shard in self._taking
-        if known and self._taking.get(shard) != leader:
+        if self._taking.get(shard) != leader:
             self._queue(shard, leader)
 
     def _queue(self, shard: int, leader: NodeId) -> None:

@@ -1,15 +1,17 @@
-"""Copies that could not be taken are taken again soon; one that is on its way does not keep a node from stopping."""
+"""Copies that could not be taken are taken again soon; an offer is not lost; a copy on its way holds no node that stops."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 from tests.unit.cluster_kit import A, B, now_s, run
 
-from tickwheel.server.copies import AGAIN_S, AT_A_TIME, Copies
+from tickwheel.server.copies import AGAIN_S, AT_A_TIME, OFFER_AGAIN_S, Copies
 from tickwheel.server.errors import FailedPrecondition, TickwheelError, Unavailable
 
 
@@ -24,9 +26,11 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         self.store = self
         slots = dict.fromkeys(range(8))
+        self.replica = MagicMock()
+        self.host = MagicMock(replicas={3: self.replica})
         self.copies = Copies(
             cast("Any", self), cast("Any", slots), cast("Any", self), cast("Any", None),
-            cast("Any", None), reopen=cast("Any", None),
+            cast("Any", self.host), reopen=cast("Any", None),
         )  # fmt: skip
         self.copies.peers = cast("Any", self)
 
@@ -118,5 +122,41 @@ def test_a_stop_does_not_wait_for_a_copy_that_does_not_come() -> None:
         world.copies.take(3, B)
         await asyncio.sleep(60)
         assert len(world.fetched) == 1
+
+    run(story())
+
+
+def test_what_the_next_leader_offers_is_taken_when_the_copy_of_the_last_one_failed() -> None:
+    """It is offered once in half a minute, so it must not be forgotten; what the same leader repeats may be."""
+
+    async def story() -> None:
+        world = World(GONE)
+        world.copies.take(3, B)
+        await asyncio.sleep(0.05)
+        for leader in (B, A):
+            world.copies.take(3, leader)
+        await asyncio.sleep(0.1)
+        assert [leader for _, leader, _ in world.fetched] == [B, A]
+
+    run(story())
+
+
+def test_an_offer_of_what_this_node_does_not_hold_yet_is_refused() -> None:
+    """Etcd tells it later that it holds the shard; an offer that was answered would come again in half a minute."""
+    with pytest.raises(Unavailable, match="does not hold shard 9 yet"):
+        World(GONE).copies.take(9, B)
+
+
+def test_an_offer_that_does_not_arrive_is_said_so() -> None:
+    """So that it is made again soon, and not after half a minute."""
+
+    async def story() -> None:
+        world = World(GONE)
+        unheard = AsyncMock(side_effect=Unavailable("no way to it"))
+        world.copies.peers = cast("Any", SimpleNamespace(forward=unheard))
+        await world.copies.offer(3, B)
+        assert now_s() >= OFFER_AGAIN_S
+        world.replica.not_offered.assert_called_once_with(B)
+        world.host.poke.assert_called_once_with(3)
 
     run(story())
