@@ -134,12 +134,11 @@ class Run(NamedTuple):
 
 
 class Redrive(NamedTuple):
-    """Give an ended execution (a dead letter) a new budget of attempts. `row` and `ended` come from the store."""
+    """Give an ended execution (a dead letter) a new budget of attempts."""
 
     namespace: str
     name: str
     row: Row
-    ended: Execution
     request_id: str
 
 

@@ -303,21 +303,22 @@ def _redrive(draft: Draft, command: Redrive) -> JobView:
         return view_of(draft, row, job, status)
     if status.state in {JobState.CANCELLED, JobState.DISABLED}:
         raise wrong_state(job, status, "resume it before its executions are retried")
-    if command.ended.uid != job.uid:
+    ended = draft.letter(command.row)
+    if ended is None or ended.uid != job.uid:
         raise NotFound(
-            f"execution {command.ended.id} is of an earlier job of the name {job.name!r}, which was deleted",
+            f"the execution is past its retention, or of an earlier job of the name {job.name!r}, which was deleted",
             reason="EXECUTION_NOT_FOUND",
-            metadata={"execution": command.ended.id, "job": job.name, "uid": job.uid.hex()},
+            metadata={"job": job.name, "uid": job.uid.hex()},
         )
-    if command.ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:
+    if ended.state not in {ExecutionState.FAILED, ExecutionState.UNKNOWN}:
         raise FailedPrecondition(
-            f"execution {command.ended.id} is {command.ended.state.name}; only FAILED and UNKNOWN ones can be retried",
+            f"execution {ended.id} is {ended.state.name}; only FAILED and UNKNOWN ones can be retried",
             reason="EXECUTION_NOT_FAILED",
-            metadata={"execution": command.ended.id, "state": command.ended.state.name},
+            metadata={"execution": ended.id, "state": ended.state.name},
         )
     check_live_room(status)
-    execution = command.ended._replace(
-        state=ExecutionState.PENDING, due_ms=draft.now_ms, end_ms=0, base=command.ended.attempt,
+    execution = ended._replace(
+        state=ExecutionState.PENDING, due_ms=draft.now_ms, end_ms=0, base=ended.attempt,
         first_attempt_ms=0, reason=Reason.NONE,
     )  # fmt: skip
     return _start_manual(draft, row, job, status, (digest, command.row, execution))

@@ -32,7 +32,7 @@ from tickwheel.server.spec import decode_spec
 class Rows:
     """What a batch needs to know, as it was applied when the batch began. 0 and None say: known not to exist."""
 
-    __slots__ = ("jobs", "live", "names", "statuses")
+    __slots__ = ("ended", "jobs", "live", "names", "statuses")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Rows:
         self.jobs = {} if jobs is None else jobs
         self.live = {} if live is None else live
         self.statuses: dict[Row, bytes] = {}
+        self.ended: dict[Row, bytes | None] = {}
 
 
 @dataclass(slots=True)
@@ -123,6 +124,13 @@ class Draft:
             return None
         found = self._live.get(row)
         if found is None and (data := self.rows.live.get(row)) is not None:
+            return codec.decode_execution(data)
+        return found
+
+    def letter(self, row: Row) -> Execution | None:
+        """An execution that ended, as it is now; None when retention took it."""
+        found = self._ended.get(row)
+        if found is None and (data := self.rows.ended.get(row)) is not None:
             return codec.decode_execution(data)
         return found
 

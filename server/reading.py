@@ -8,7 +8,7 @@ Must never import: any driver, `store`; no I/O, no clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tickwheel.server.codec import decode_status
 from tickwheel.server.command import (
@@ -20,6 +20,7 @@ from tickwheel.server.command import (
     Due,
     Ended,
     Expire,
+    Redrive,
     Resume,
     Update,
 )
@@ -35,15 +36,16 @@ _OF_LIVE = (Cancel, Delete, Resume, Update)
 class Wants:
     """What must be read from the store."""
 
-    __slots__ = ("jobs", "live", "names")
+    __slots__ = ("ended", "jobs", "live", "names")
 
     def __init__(self) -> None:
         self.names: list[tuple[str, str]] = []
         self.jobs: list[Row] = []
         self.live: list[Row] = []
+        self.ended: list[Row] = []
 
     def __bool__(self) -> bool:
-        return bool(self.names or self.jobs or self.live)
+        return bool(self.names or self.jobs or self.live or self.ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Found:
     names: Mapping[tuple[str, str], Row]
     jobs: Mapping[Row, JobRow]
     live: Mapping[Row, bytes]
+    ended: Mapping[Row, bytes] = field(default_factory=dict[Row, bytes])
 
 
 def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
@@ -76,6 +79,8 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
             if row:
                 with_live = isinstance(command, _OF_LIVE)
                 _want_job(table, row, rows, wants, with_live=with_live)
+            if isinstance(command, Redrive):
+                _want_letter(table, command.row, rows, wants)
     return wants
 
 
@@ -92,7 +97,9 @@ def merge(rows: Rows, wants: Wants, found: Found) -> bool:
         rows.jobs[row] = job if job is None or status is None else job._replace(status=status)
     for row in wants.live:
         rows.live[row] = found.live.get(row)
-    return not (found.names or wants.jobs or wants.live)
+    for row in wants.ended:
+        rows.ended[row] = found.ended.get(row)
+    return not (found.names or wants.jobs or wants.live or wants.ended)
 
 
 def _want_created(table: Table, command: Create, rows: Rows, wants: Wants) -> None:
@@ -146,6 +153,19 @@ def _want_live(table: Table, row: Row, rows: Rows, wants: Wants) -> None:
         rows.live[row] = None
     else:
         wants.live.append(row)
+
+
+def _want_letter(table: Table, row: Row, rows: Rows, wants: Wants) -> None:
+    """What was looked up before the call may have been sent again, and have ended again, since."""
+    if row in rows.ended:
+        return
+    found = table.ended(row)
+    if isinstance(found, bytes):
+        rows.ended[row] = found
+    elif found is GONE:
+        rows.ended[row] = None
+    else:
+        wants.ended.append(row)
 
 
 def _want_ended(table: Table, command: Ended, rows: Rows, wants: Wants, starting: set[Row]) -> None:

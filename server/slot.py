@@ -221,6 +221,7 @@ def read_wants(store: ShardStore, wants: Wants) -> Found:
         names,
         store.jobs(wants.jobs) if wants.jobs else {},
         store.live(wants.live) if wants.live else {},
+        {row: data for row in wants.ended if (data := store.execution(row)) is not None},
     )
 
 

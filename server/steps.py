@@ -97,10 +97,12 @@ def race(draft: Draft, status: Status, row: Row, *, once: bool) -> tuple[Cancell
     start_ms = draft.stamp.start_ms
     due_before = 0 < status.due_ms <= start_ms and status.create_ms <= start_ms
     unknown = due_before and status.state == JobState.SCHEDULED
+    ahead = bool(status.next_ms)
     for live_row in status.live:
         execution = draft.execution(live_row)
         if execution is None:
             continue
+        ahead = ahead or (execution.kind == ExecutionKind.OCCURRENCE and not execution.attempt)
         if execution.attempt > execution.base:
             attempts.append(execution.attempt)
         elif execution.create_ms <= start_ms or (
@@ -109,7 +111,7 @@ def race(draft: Draft, status: Status, row: Row, *, once: bool) -> tuple[Cancell
             unknown = True  # the leader before may have sent it, though we alone have it in the log
     if attempts:
         return Cancellation.ALREADY_DISPATCHED, max(attempts)
-    if once and not status.next_ms and not status.live and status.succeeded + status.failed:
+    if once and not ahead and status.succeeded + status.failed:
         return Cancellation.ALREADY_DISPATCHED, 0
     return (Cancellation.DISPATCH_UNKNOWN if unknown else Cancellation.BEFORE_DISPATCH), 0
 

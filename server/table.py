@@ -156,6 +156,15 @@ class Table:
             return self._live.get(row, UNKNOWN)
         return found
 
+    def ended(self, row: Row) -> bytes | Mark:
+        """The bytes of an execution that ended since the last flush; one that lives again is GONE."""
+        for changes in reversed(self._sets()):
+            if (data := changes.ended.get(row)) is not None:
+                return data
+            if row in changes.live:
+                return GONE
+        return UNKNOWN
+
     def due_between(self, from_ms: Ms, until_ms: Ms) -> Iterator[tuple[Ms, Row, bytes]]:
         """(due, row, status) of the unflushed jobs with from <= due < until. A later set's word stands."""
         for changes in self._sets():

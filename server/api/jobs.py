@@ -170,8 +170,8 @@ class Jobs:
         namespace, name, execution_id = names.parse_execution(request.name)
         names.check_request_id(request.request_id)
         request_id = request.request_id or names.random_request_id()
-        row, ended = await self._scheduler.get_execution(namespace, name, execution_id)
-        await self._scheduler.call(Redrive(namespace, name, row, ended, request_id))
+        row, _ = await self._scheduler.get_execution(namespace, name, execution_id)
+        await self._scheduler.call(Redrive(namespace, name, row, request_id))
         _, execution = await self._scheduler.get_execution(namespace, name, execution_id)
         return execution_message(execution)
 

@@ -390,6 +390,10 @@ class ShardStore:
             found.update(self._read.execute(sql, (sqlite.numbers(chunk),)).fetchall())
         return found
 
+    def execution(self, row: Row) -> bytes | None:
+        """An execution, live or ended; None when retention took it or it never was. Looks into a file a day."""
+        return listing.execution(self._read, self._history, row)
+
     def due(self, from_ms: Ms, until_ms: Ms, limit: int, after: Due | None = None) -> list[Due]:
         """What falls due in `from_ms` <= due < `until_ms`, ordered by (due_ms, number, row), behind `after`.
 
@@ -423,10 +427,6 @@ class ShardStore:
         if job is None:
             return []
         return listing.executions_of(self._lister(), self._history, self._shard, job, limit)
-
-    def execution(self, row: Row) -> bytes | None:
-        """An execution, live or ended; None when retention took it or it never was."""
-        return listing.execution(self._lister(), self._history, row)
 
     def sizes(self) -> StoreSizes:
         """How much is here."""

@@ -110,7 +110,7 @@ class Teller(Bench):
         super().__init__()
         self.told: list[str] = []
         self.pending: Pending | None = None
-        self.letters: dict[str, tuple[Row, Execution]] = {}
+        self.letters: dict[str, Row] = {}
 
     def tell(self, line: str) -> str:
         """Do one line; answer with what happened."""
@@ -155,19 +155,19 @@ class Teller(Bench):
             case "run":
                 return Run(NAMESPACE, name, words[0])
             case "redrive":
-                return Redrive(NAMESPACE, name, *self._letter(name), words[0])
+                return Redrive(NAMESPACE, name, self._letter(name), words[0])
             case _:
                 return PLAIN[verb](NAMESPACE, name)
 
     def _when(self, kind: str, text: str) -> schedule_pb2.Schedule:
         return every(length(text)) if kind == "every" else once(NOW + length(text))
 
-    def _letter(self, name: str) -> tuple[Row, Execution]:
+    def _letter(self, name: str) -> Row:
         """The job's newest dead letter; also after it was redriven, as a client would repeat its request."""
         for row, data in self.shard.table.active.ended.items():
             execution = codec.decode_execution(data)
             if execution.job == name and execution.state == ExecutionState.FAILED:
-                self.letters[name] = row, execution
+                self.letters[name] = row
         return self.letters[name]
 
     # --- the leader, dispatch, the store ---

@@ -207,7 +207,7 @@ class Users:
             return
         hit, ended = self._rng.choice(hits)
         request = f"d{self._rng.getrandbits(32)}"
-        command = Redrive(NAMESPACE, promise.name, hit.key.row, ended, request)
+        command = Redrive(NAMESPACE, promise.name, hit.key.row, request)
         reply = await self._call(command)
         if isinstance(reply, JobView):
             self._world.marks["redriven"] += 1

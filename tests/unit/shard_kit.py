@@ -284,7 +284,9 @@ class Bench:
         while wants := self.shard.collect(commands, rows):
             store = self.store
             names, jobs = store.find(wants.names), store.jobs(wants.jobs)
-            merge(rows, wants, Found(names, jobs, store.live(wants.live)))
+            ended = {row: store.execution(row) for row in wants.ended}
+            letters = {row: data for row, data in ended.items() if data is not None}
+            merge(rows, wants, Found(names, jobs, store.live(wants.live), letters))
         return rows
 
     def commit(self, pending: Pending) -> None:

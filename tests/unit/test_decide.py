@@ -14,6 +14,7 @@ from tests.unit.shard_kit import (
     every,
     failed,
     once,
+    succeeded,
 )
 
 from tickwheel.server.command import (
@@ -38,7 +39,7 @@ from tickwheel.server.errors import (
     NotFound,
     ResourceExhausted,
 )
-from tickwheel.server.fire import OutcomeKind
+from tickwheel.server.fire import Outcome, OutcomeKind
 from tickwheel.server.model import (
     ExecutionKind,
     ExecutionState,
@@ -67,13 +68,12 @@ def cancel(bench: Bench, name: str = "a") -> tuple[Cancellation, int]:
     return reply.cancellation, reply.attempt
 
 
-def dead_letter(bench: Bench) -> Redrive:
+def dead_letter(bench: Bench, outcome: Outcome | None = None) -> Redrive:
     """A job `a` whose only execution failed for good; the command that would redrive it."""
     bench.create("a", once(NOW + HOUR))
     fire = bench.fire_one(HOUR)
-    bench.answer(fire, failed(OutcomeKind.FAIL, 400))
-    (ended,) = bench.ended()
-    return Redrive(NAMESPACE, "a", fire.execution_row, ended, "again")
+    bench.answer(fire, outcome or failed(OutcomeKind.FAIL, 400))
+    return Redrive(NAMESPACE, "a", fire.execution_row, "again")
 
 
 # --- create ----------------------------------------------------------------------------------
@@ -438,11 +438,12 @@ def test_a_job_has_so_many_live_executions_at_most(bench: Bench) -> None:
 
 def test_a_dead_letter_gets_a_new_budget_under_the_same_id(bench: Bench) -> None:
     redrive = dead_letter(bench)
+    (letter,) = bench.ended()
     assert bench.status("a").state == JobState.COMPLETED
     bench.call(redrive)
     assert bench.ended() == []
     fire = bench.fire_one()
-    assert (fire.id, fire.attempt) == (redrive.ended.id, 2)
+    assert (fire.id, fire.attempt) == (letter.id, 2)
     for attempt in (2, 3, 4):
         bench.answer(fire, failed())
         if attempt < 4:
@@ -464,11 +465,28 @@ def test_a_redrive_is_remembered_and_one_at_a_time(bench: Bench) -> None:
     assert bench.tick() == []
 
 
-def test_only_failed_executions_are_redriven(bench: Bench) -> None:
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_redrive_goes_on_from_what_the_execution_is_now(bench: Bench, flushed: bool) -> None:
+    """Somebody else had it sent again since it was looked up: no attempt has a number that another one had."""
     redrive = dead_letter(bench)
-    good = redrive.ended._replace(state=ExecutionState.SUCCEEDED)
+    bench.call(redrive._replace(request_id="other"))
+    bench.answer(bench.fire_one(), failed(OutcomeKind.FAIL, 400))
+    if flushed:
+        bench.flush()
+    bench.call(redrive)
+    assert bench.fire_one().attempt == 3
+
+
+def test_what_retention_took_is_not_redriven(bench: Bench) -> None:
+    redrive = dead_letter(bench)
+    with pytest.raises(NotFound, match="past its retention"):
+        bench.call(redrive._replace(row=redrive.row + 1000))
+
+
+def test_only_failed_executions_are_redriven(bench: Bench) -> None:
+    redrive = dead_letter(bench, succeeded())
     with pytest.raises(FailedPrecondition) as refusal:
-        bench.call(redrive._replace(ended=good))
+        bench.call(redrive)
     assert refusal.value.reason == "EXECUTION_NOT_FAILED"
 
 

@@ -467,7 +467,7 @@ async def test_a_retry_gives_a_new_budget(door: Door) -> None:
     assert execution.state == execution_pb2.EXECUTION_STATE_PENDING
     assert len(execution.attempts) == 2
     command = door.scheduler.commands[-1]
-    assert command == Redrive("acme", "nightly", 0, _failed(), "again")
+    assert command == Redrive("acme", "nightly", 0, "again")
 
 
 def test_numbers_of_enums_are_those_of_the_api() -> None:

@@ -153,6 +153,8 @@ def test_a_redrive_reads_the_job() -> None:
     bench.answer(fire, failed(OutcomeKind.FAIL, 400))
     (ended,) = bench.ended()
     assert ended.state == ExecutionState.FAILED
+    redrive = Redrive(NAMESPACE, "a", fire.execution_row, "r")
+    assert not collect(bench.shard.table, [redrive], Rows())
     bench.flush()
-    redrive = Redrive(NAMESPACE, "a", fire.execution_row, ended, "r")
-    assert rounds(bench, redrive) == [(1, 0, 0), (0, 1, 0)]
+    wants = collect(bench.shard.table, [redrive], Rows())
+    assert (wants.names, wants.ended) == ([(NAMESPACE, "a")], [fire.execution_row])
