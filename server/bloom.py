@@ -15,7 +15,7 @@ Must never import: anything of this project; no I/O, no clock.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 WORD_BITS: Final = 64
@@ -23,6 +23,9 @@ BITS_PER_KEY: Final = 16
 """At least: there are 2**n words. Below this it asks to be made anew."""
 
 WORDS_MIN: Final = 1 << 12
+
+_TWO_BITS: Final = [1 << (pair & 63) | 1 << (pair >> 6) for pair in range(1 << 12)]
+"""A key's bits are two of these, by its 24 highest bits: the word's number does not depend on them."""
 
 
 class _Words:
@@ -37,26 +40,18 @@ class _Words:
         self.mask = size - 1
         self.keys = 0
 
-    def add(self, key: int) -> None:
-        place, bits = key & self.mask, _bits_of(key)
-        word = self.words[place]
-        if word & bits != bits:  # a job that is changed comes again, and takes no room
-            self.words[place] = word | bits
-            self.keys += 1
+    def add(self, keys: Iterable[int]) -> None:
+        words, mask, two_bits = self.words, self.mask, _TWO_BITS
+        for key in keys:
+            bits = two_bits[key >> 40 & 4095] | two_bits[key >> 52 & 4095]
+            word = words[key & mask]
+            if word & bits != bits:  # a job that is changed comes again, and takes no room
+                words[key & mask] = word | bits
+                self.keys += 1
 
     @property
     def crowded(self) -> bool:
         return self.keys * BITS_PER_KEY > len(self.words) * WORD_BITS
-
-
-def _bits_of(key: int) -> int:
-    """Four bits, which the word's number does not depend on."""
-    return (
-        1 << (key >> 40 & 63)
-        | 1 << (key >> 46 & 63)
-        | 1 << (key >> 52 & 63)
-        | 1 << (key >> 58 & 63)
-    )
 
 
 class Bloom:
@@ -68,20 +63,22 @@ class Bloom:
         self._now: _Words | None = None
         self._learning: _Words | None = None
 
-    def may_hold(self, key: int) -> bool:
+    def may_hold(self, keys: Sequence[int]) -> list[bool]:
         """False only for a key that was never added, nor learnt."""
         now = self._now
         if now is None:
-            return True
-        bits = _bits_of(key)
-        return now.words[key & now.mask] & bits == bits
+            return [True] * len(keys)
+        words, mask, two_bits = now.words, now.mask, _TWO_BITS
+        return [
+            not ~words[key & mask] & (two_bits[key >> 40 & 4095] | two_bits[key >> 52 & 4095])
+            for key in keys
+        ]
 
-    def add(self, key: int) -> None:
-        """The key is there from now on. Adding it again does no harm."""
-        if self._now is not None:
-            self._now.add(key)
-        if self._learning is not None:
-            self._learning.add(key)
+    def add(self, keys: Sequence[int]) -> None:
+        """The keys are there from now on. Adding one again does no harm."""
+        for words in (self._now, self._learning):
+            if words is not None:
+                words.add(keys)
 
     # --- made, and made anew ---
 
@@ -98,8 +95,7 @@ class Bloom:
     def learn(self, keys: Iterable[int]) -> None:
         """Some of what the store holds."""
         assert self._learning is not None, "begin comes first"
-        for key in keys:
-            self._learning.add(key)
+        self._learning.add(keys)
 
     def end(self) -> None:
         """All of it was learnt."""

@@ -9,6 +9,7 @@ journal and into SQLite: a field may be added behind (the version byte says how 
 Must never import: any room but `model`, `errors`; no I/O, no clock.
 """
 
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
 from tickwheel.internal.v1 import effects_pb2 as pb
@@ -18,7 +19,7 @@ from tickwheel.server.model import (
     Execution,
     ExecutionKind,
     ExecutionState,
-    JobRow,
+    JobParts,
     JobState,
     Ms,
     Reason,
@@ -38,6 +39,9 @@ _DUE_OFFSET = 32
 _SKIP = Struct("<QqqqIB")
 _REQUEST = Struct("<16sQ")
 _ROWS = tuple(Struct(f"<{count}Q") for count in range(9))
+
+_NEW_HEAD = Struct("<BBBBIIIII").pack(VERSION, JobState.SCHEDULED, 0, 0, 1, 0, 0, 0, 0)
+_TWO_TIMES = Struct("<qq")
 
 _STATES = {int(s): s for s in JobState}
 
@@ -64,6 +68,16 @@ def encode_status(status: Status) -> bytes:
     parts.append(_rows(len(live)).pack(*live))
     parts += (_REQUEST.pack(digest, row) for digest, row in requests)
     return b"".join(parts)
+
+
+def encode_new_statuses(now_ms: Ms, due_ms: Iterable[Ms], origins: Iterable[bytes]) -> list[bytes]:
+    """What `encode_status` makes of one-offs that were made now: they differ in when they are due, and in their origin."""
+    head, made, end = _NEW_HEAD, _TWO_TIMES.pack(now_ms, now_ms) + bytes(16), bytes(8)
+    pack, join = _TWO_TIMES.pack, b"".join
+    return [
+        join((head, pack(ms, ms), made, origin, end))
+        for ms, origin in zip(due_ms, origins, strict=True)
+    ]
 
 
 def decode_status(data: bytes) -> Status:
@@ -189,17 +203,8 @@ def execution_columns(data: bytes) -> tuple[Row, int, Ms, Ms, Ms, int, str, str]
 def encode_effects(effects: Effects) -> bytes:
     """The payload of an ENTRY; `decode_effects` is its inverse."""
     m = pb.Effects(time_ms=effects.time_ms, next_row=effects.next_row)
-    put = m.jobs.add
-    for row, (namespace, name, uid, spec, status, labels) in effects.jobs:
-        put(
-            row=row,
-            namespace=namespace,
-            name=name,
-            uid=uid,
-            spec=spec,
-            status=status,
-            labels=labels,
-        )
+    if effects.jobs:
+        _put_jobs(m.jobs, effects.jobs)
     for row, status in effects.statuses:
         m.statuses.add(row=row, status=status)
     for row, namespace, name in effects.drops:
@@ -209,6 +214,23 @@ def encode_effects(effects: Effects) -> bytes:
     for row, data in effects.ended:
         m.ended.add(row=row, execution=data)
     return m.SerializeToString()
+
+
+def _put_jobs(m: pb.JobPuts, jobs: Sequence[tuple[Row, JobParts]]) -> None:
+    rows, parts = zip(*jobs, strict=True)
+    namespaces, names, uids, specs, statuses, labels = zip(*parts, strict=True)
+    m.row.extend(rows)
+    m.namespace.extend(namespaces)
+    m.name.extend(names)
+    m.uid.extend(uids)
+    m.spec.extend(specs)
+    m.status.extend(statuses)
+    m.labels.extend(labels)
+
+
+def _take_jobs(m: pb.JobPuts) -> list[tuple[Row, JobParts]]:
+    parts = zip(m.namespace, m.name, m.uid, m.spec, m.status, m.labels, strict=True)
+    return list(zip(m.row, parts, strict=True))
 
 
 def decode_executions(data: bytes) -> Effects:
@@ -224,7 +246,7 @@ def decode_effects(data: bytes) -> Effects:
     return Effects(
         m.time_ms,
         m.next_row,
-        [(j.row, JobRow(j.namespace, j.name, j.uid, j.spec, j.status, j.labels)) for j in m.jobs],
+        _take_jobs(m.jobs),
         [(s.row, s.status) for s in m.statuses],
         [(d.row, d.namespace, d.name) for d in m.drops],
         [(e.row, e.execution) for e in m.live],

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from tickwheel.server.errors import TickwheelError
 from tickwheel.server.fire import Fire, Outcome
-from tickwheel.server.model import Execution, JobRow, Ms, Reason, Row, Status
+from tickwheel.server.model import Execution, JobParts, JobRow, Ms, Reason, Row, Status
 from tickwheel.server.query import (
     ExecutionHit,
     ExecutionQuery,
@@ -229,7 +229,8 @@ class ChangeReply(NamedTuple):
     attempt: int = 0
 
 
-Reply = JobView | ChangeReply | Execution | None
+Reply = JobView | JobParts | ChangeReply | Execution | None
+"""A job that was made together with others is answered with its parts: of a thousand, few are looked at as a whole."""
 
 
 def etag(status: Status) -> str:

@@ -12,14 +12,13 @@ Must never import: any driver, `store`, `table`, `wheel`; no I/O, no clock; chan
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from itertools import groupby
+from typing import Any, cast
 
-from tickwheel.server import progress, schedule
-from tickwheel.server.codec import encode_status
+from tickwheel.server import making, progress, schedule
 from tickwheel.server.command import (
     Abandon,
     Cancel,
-    Cancellation,
     ChangeReply,
     Command,
     Create,
@@ -29,10 +28,8 @@ from tickwheel.server.command import (
     Expire,
     JobView,
     Missed,
-    Moved,
     NamedCommand,
     Pause,
-    Prepared,
     Redrive,
     Reply,
     Resume,
@@ -43,7 +40,6 @@ from tickwheel.server.command import (
 from tickwheel.server.draft import Draft
 from tickwheel.server.errors import (
     Aborted,
-    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -56,7 +52,6 @@ from tickwheel.server.model import (
     ExecutionState,
     JobRow,
     JobState,
-    Ms,
     Once,
     Reason,
     Row,
@@ -71,15 +66,14 @@ from tickwheel.server.steps import (
     end_buffered,
     end_live,
     known_job,
+    pack_answer,
     race,
     record_missed,
     settle,
+    unpack_answer,
     view_of,
     wrong_state,
 )
-
-PAST_GRACE_MS = 60_000
-"""A one-off may be this late when it is created, unless the request says that the past is welcome."""
 
 REQUESTS_MAX = 64
 """How many request_ids of Run and Redrive a job remembers."""
@@ -88,67 +82,18 @@ REQUESTS_MAX = 64
 def decide(draft: Draft, commands: Sequence[Command]) -> list[Reply | TickwheelError]:
     """Run the commands in order over the draft. One answer each; an error instance stands for a refusal."""
     replies: list[Reply | TickwheelError] = []
-    for command in commands:
-        try:
-            replies.append(HANDLERS[type(command)](draft, command))
-        except TickwheelError as error:
-            replies.append(error)
+    for kind, of_kind in groupby(commands, type):
+        run = list(of_kind)
+        made = making.create_all(draft, cast("list[Create]", run)) if kind is Create else None
+        replies += [_one(draft, command) for command in run] if made is None else made
     return replies
 
 
-def _create(draft: Draft, command: Create) -> JobView:
-    namespace, name, prepared, fresh, validate_only, moved = command
-    row = 0 if fresh else draft.find(namespace, name)
-    if row:
-        return _created_before(draft, row, command)
-    if moved is not None:
-        uid, status = moved.uid, _moved_status(draft, prepared, moved)
-    else:
-        now_ms = draft.now_ms
-        uid = (now_ms << 80 | draft.rng.getrandbits(80)).to_bytes(16, "big")
-        first_ms = due_ms = _first_occurrence(now_ms, prepared)
-        if prepared.jitter_ms:
-            due_ms += schedule.jitter(uid, first_ms, prepared.jitter_ms)
-        origin = prepared.digest
-        status = Status(JobState.SCHEDULED, 1, now_ms, now_ms, first_ms, due_ms, origin=origin)
-    job = JobRow(namespace, name, uid, prepared.spec, encode_status(status), prepared.labels)
-    return JobView(0 if validate_only else draft.create(job), job, status)
-
-
-def _moved_status(draft: Draft, prepared: Prepared, moved: Moved) -> Status:
-    """A job of another server goes on where it was; what fell due on the way is for its policies."""
-    spec, now_ms = decode_spec(prepared.spec), draft.now_ms
-    status = moved.status._replace(create_ms=now_ms, update_ms=now_ms)
-    if status.state in {JobState.SCHEDULED, JobState.PAUSED}:
-        return settle(armed(status, moved.uid, spec), spec, now_ms)
-    if status.state == JobState.CANCELLED:
-        status = status._replace(cancel=pack_answer(Cancellation.DISPATCH_UNKNOWN, 0))
-    elif status.state == JobState.DISABLED and not prepared.once:
-        status = status._replace(next_ms=prepared.plan.next_after(now_ms) or 0)
-    return status._replace(due_ms=now_ms + spec.retention_ms)
-
-
-def _created_before(draft: Draft, row: Row, command: Create) -> JobView:
-    job, status = known_job(draft, row, command)
-    if status.origin != command.origin:
-        raise AlreadyExists(
-            f"job {command.name!r} exists with other content; choose another job_id, or update it",
-            metadata={"job": command.name, "namespace": command.namespace, "uid": job.uid.hex()},
-        )
-    return view_of(draft, row, job, status)
-
-
-def _first_occurrence(now_ms: Ms, prepared: Prepared) -> Ms:
-    once = prepared.once
-    first_ms = prepared.plan.next_after(0 if once else now_ms)
-    if first_ms is None:
-        text = "no occurrence lies ahead; check end_time and excluded_times"
-        raise InvalidArgument.of([Violation("job.schedule", text, "NEVER_FIRES")])
-    if once and first_ms < now_ms - PAST_GRACE_MS and not prepared.past_ok:
-        late_s = (now_ms - first_ms) // 1000
-        text = f"its time passed {late_s} s ago; give a later time, or say past_policy = FIRE_NOW"
-        raise InvalidArgument.of([Violation("job.schedule.once", text, "PAST_TIME")])
-    return first_ms
+def _one(draft: Draft, command: Command) -> Reply | TickwheelError:
+    try:
+        return HANDLERS[type(command)](draft, command)
+    except TickwheelError as error:
+        return error
 
 
 def _update(draft: Draft, command: Update) -> ChangeReply:
@@ -269,16 +214,6 @@ def _cancel(draft: Draft, command: Cancel) -> ChangeReply:
     return ChangeReply(view_of(draft, row, job, status), cancellation, attempt)
 
 
-def pack_answer(cancellation: Cancellation, attempt: int) -> int:
-    """A cancel's answer as one number, so that repeating the cancel, even after a crash, is answered the same."""
-    return attempt << 2 | cancellation
-
-
-def unpack_answer(answer: int) -> tuple[Cancellation, int]:
-    """The inverse of `pack_answer`."""
-    return Cancellation(answer & 3), answer >> 2
-
-
 def _run(draft: Draft, command: Run) -> JobView:
     row, job, status = _named(draft, command)
     digest = _request_digest("run", command.request_id)
@@ -355,7 +290,7 @@ def _request_digest(verb: str, request_id: str) -> bytes:
 
 
 HANDLERS: dict[type, Callable[[Draft, Any], Reply]] = {
-    Create: _create,
+    Create: making.create,
     Update: _update,
     Delete: _delete,
     Pause: _pause,

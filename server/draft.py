@@ -20,6 +20,7 @@ from tickwheel.server.model import (
     Execution,
     ExecutionKind,
     ExecutionState,
+    JobParts,
     JobRow,
     Ms,
     Row,
@@ -94,7 +95,7 @@ class Draft:
         self.withdrawn: list[Row] = []
         self._flights = flights
         self._names: dict[tuple[str, str], Row] = {}
-        self._created: dict[Row, JobRow] = {}
+        self._created: dict[Row, JobParts] = {}
         self._jobs: dict[Row, JobRow] = {}
         self._statuses: dict[Row, Status] = {}
         self._drops: dict[Row, JobRow] = {}
@@ -109,11 +110,18 @@ class Draft:
         row = self._names.get(key)
         return self.rows.names.get(key, 0) if row is None else row
 
+    def all_new(self, namespace: str, names: Sequence[str]) -> bool:
+        """True if no two of these names are one, and none of them is a job's."""
+        keys = [(namespace, name) for name in names]
+        known = any(map(self.rows.names.get, keys)) or any(map(self._names.get, keys))
+        return not known and len({*names}) == len(names)
+
     def job(self, row: Row) -> tuple[JobRow, Status] | None:
         """The job of a row. The status inside the JobRow may be older than the one beside it."""
         if row in self._drops:
             return None
-        job = self._created.get(row) or self._jobs.get(row) or self.rows.jobs.get(row)
+        made = self._created.get(row)
+        job = JobRow(*made) if made else self._jobs.get(row) or self.rows.jobs.get(row)
         if job is None:
             return None
         return job, self._statuses.get(row) or codec.decode_status(job.status)
@@ -160,6 +168,13 @@ class Draft:
         self._created[row] = job
         return row
 
+    def create_all(self, jobs: Sequence[JobParts]) -> None:
+        """New jobs, their statuses within; their rows follow each other."""
+        rows = range(self.next_row, self.next_row + len(jobs))
+        self.next_row = rows.stop
+        self._names.update(zip((job[:2] for job in jobs), rows, strict=True))
+        self._created.update(zip(rows, jobs, strict=True))
+
     def put_job(self, row: Row, job: JobRow, status: Status) -> None:
         """A job with a new spec; `job.status` is filled in at the end."""
         self._names[job.namespace, job.name] = row
@@ -170,7 +185,7 @@ class Draft:
     def put_status(self, row: Row, status: Status) -> None:
         """A job's new mutable part."""
         if (job := self._created.pop(row, None)) is not None:
-            self._jobs[row] = job
+            self._jobs[row] = JobRow(*job)
         self._statuses[row] = status
 
     def drop(self, row: Row, job: JobRow) -> None:

@@ -12,7 +12,7 @@ Must never import: the doors, `node`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -230,7 +230,7 @@ class Keeper:
     async def _learn(self, slot: Slot) -> None:
         """Page by page; the loop adds them, for it alone may touch a table."""
         table, store = slot.shard.table, slot.store
-        table.learn(await self._runner.store.query(store.job_count))
+        table.bloom.begin(await self._runner.store.query(store.job_count))
         keys = await self._runner.store.query(partial(store.keys, KEY_MIN, LEARN_PAGE))
         while keys:
             table.bloom.learn(keys)
@@ -283,7 +283,7 @@ class Keeper:
         """Flush these shards. On a full disk their sets stay frozen, new work is refused, and the next flush retries."""
         work = [(slot.store, *self._frozen(slot)) for slot in slots]
         try:
-            seconds = await self._runner.store.flush(lambda: self._flush_now(work))
+            seconds, keys = await self._runner.store.flush(lambda: self._flush_now(work))
         except StoreFailed as error:
             if error.reason != "STORE_FULL":
                 raise
@@ -295,11 +295,11 @@ class Keeper:
         self._metrics.count_flushed(sum(changes.rows for _, changes, _ in work))
         self._metrics.observe_flush(seconds)
         keep_until_ms = self._runner.clock.now_ms() + self.config.prefetch_ms
-        for slot in slots:
+        for slot, keys_of_slot in zip(slots, keys, strict=True):
             # Then thaw is the last to hold the set: a large one takes milliseconds to let go.
             del work[0]
             before_bytes = slot.shard.table.bytes_held
-            slot.shard.table.thaw(keep_until_ms)
+            slot.shard.table.thaw(keep_until_ms, keys_of_slot)
             self._runner.table_bytes += slot.shard.table.bytes_held - before_bytes
             await asyncio.sleep(0)
 
@@ -312,13 +312,16 @@ class Keeper:
         assert table.frozen is not None
         return table.frozen, slot.frozen_at
 
-    def _flush_now(self, work: list[tuple[ShardStore, Changes, Applied]]) -> float:
-        """In the store's thread; the seconds it took."""
+    def _flush_now(
+        self, work: list[tuple[ShardStore, Changes, Applied]]
+    ) -> tuple[float, list[Sequence[int]]]:
+        """In the store's thread; the seconds it took, and the keys of each shard's jobs."""
         start_s = self._runner.clock.monotonic()
-        for store, changes, applied in work:
-            if store.applied.index < applied.index or changes:
-                store.flush(changes, applied)
-        return self._runner.clock.monotonic() - start_s
+        keys = [
+            store.flush(changes, applied) if store.applied.index < applied.index or changes else ()
+            for store, changes, applied in work
+        ]
+        return self._runner.clock.monotonic() - start_s, keys
 
     async def checkpoint(self) -> None:
         """Make the stores durable, shard by shard, then let go of the WAL segments that they cover."""

@@ -340,7 +340,7 @@ class Effects(NamedTuple):
 
     time_ms: Ms
     next_row: Row
-    jobs: list[tuple[Row, JobRow]]
+    jobs: list[tuple[Row, JobParts]]
     statuses: list[tuple[Row, bytes]]
     drops: list[tuple[Row, str, str]]
     live: list[tuple[Row, bytes]]

@@ -108,8 +108,8 @@ def recall(feed: Feed, index: int, payload: bytes) -> None:
 def flush_now(slot: Slot) -> None:
     """Flush one shard in this thread: for recovery, when nothing else runs."""
     shard = slot.shard
-    slot.store.flush(shard.table.freeze(), slot.applied_now())
-    shard.table.thaw(0)
+    keys = slot.store.flush(shard.table.freeze(), slot.applied_now())
+    shard.table.thaw(0, keys)
 
 
 def open_slot(

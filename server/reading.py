@@ -20,6 +20,7 @@ from tickwheel.server.command import (
     Due,
     Ended,
     Expire,
+    NamedCommand,
     Redrive,
     Resume,
     Update,
@@ -62,10 +63,11 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
     """Fill `rows` from the table; return what only the store can tell."""
     wants = Wants()
     starting: set[Row] | None = None
+    named: dict[str, list[str]] = {}
     for command in commands:
         if isinstance(command, Create):
             if not command.fresh:
-                _want_created(table, command, rows, wants)
+                named.setdefault(command.namespace, []).append(command.name)
         elif isinstance(command, _OF_A_ROW):
             _want_job(table, command.job_row, rows, wants)
             if isinstance(command, Abandon):
@@ -75,12 +77,9 @@ def collect(table: Table, commands: Sequence[Command], rows: Rows) -> Wants:
                 starting = {other.execution_row for other in commands if isinstance(other, Due)}
             _want_ended(table, command, rows, wants, starting)
         else:
-            row = _want_name(table, (command.namespace, command.name), rows, wants)
-            if row:
-                with_live = isinstance(command, _OF_LIVE)
-                _want_job(table, row, rows, wants, with_live=with_live)
-            if isinstance(command, Redrive):
-                _want_letter(table, command.row, rows, wants)
+            _want_named(table, command, rows, wants)
+    for namespace, names in named.items():
+        _want_created(table, namespace, names, rows, wants)
     return wants
 
 
@@ -102,14 +101,22 @@ def merge(rows: Rows, wants: Wants, found: Found) -> bool:
     return not (found.names or wants.jobs or wants.live or wants.ended)
 
 
-def _want_created(table: Table, command: Create, rows: Rows, wants: Wants) -> None:
-    """A create mostly names what does not exist: the commonest case, and the quickest."""
-    key = command[:2]
-    row = rows.names.get(key)
-    if row is None:
-        row = _want_name(table, key, rows, wants)
+def _want_created(
+    table: Table, namespace: str, names: Sequence[str], rows: Rows, wants: Wants
+) -> None:
+    """Creates mostly name what does not exist: nothing is kept of those, `rows` lacks them anyway."""
+    for name in table.perhaps(namespace, names):
+        row = _want_name(table, (namespace, name), rows, wants)
+        if row:
+            _want_job(table, row, rows, wants)
+
+
+def _want_named(table: Table, command: NamedCommand, rows: Rows, wants: Wants) -> None:
+    row = _want_name(table, (command.namespace, command.name), rows, wants)
     if row:
-        _want_job(table, row, rows, wants)
+        _want_job(table, row, rows, wants, with_live=isinstance(command, _OF_LIVE))
+    if isinstance(command, Redrive):
+        _want_letter(table, command.row, rows, wants)
 
 
 def _want_name(table: Table, key: tuple[str, str], rows: Rows, wants: Wants) -> Row:

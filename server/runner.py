@@ -17,6 +17,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from tickwheel.server import codec
@@ -295,7 +296,7 @@ class Runner:
     def _decide(self, group: list[Work]) -> list[Proposal]:
         now_ms = self.clock.now_ms()
         proposals: list[Proposal] = []
-        kinds = Counter(type(command) for work in group for command in work.commands)
+        kinds = Counter(chain.from_iterable(map(type, work.commands) for work in group))
         for kind, count in kinds.items():
             self._metrics.count_command(kind.__name__, count)
         for work in group:

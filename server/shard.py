@@ -43,7 +43,7 @@ from tickwheel.server.model import (
 from tickwheel.server.reading import Wants, collect
 from tickwheel.server.spec import decode_spec
 from tickwheel.server.steps import LIVE_MAX
-from tickwheel.server.table import GONE, Partly, Table
+from tickwheel.server.table import GONE, STATUS, Partly, Table
 from tickwheel.server.wheel import Wheel
 
 LATE_MS = 5_000
@@ -202,10 +202,10 @@ class Shard:
         for row, namespace, name in effects.drops:
             self.table.drop_job(row, namespace, name)
             self._awaiting.discard(row)
-        put_job = self.table.put_job
-        for row, job in effects.jobs:
-            self._arm_job(row, job.status)
-            put_job(row, job)
+        if effects.jobs:
+            for row, job in effects.jobs:
+                self._arm_job(row, job[STATUS])
+            self.table.put_jobs(effects.jobs)
         for row, status in effects.statuses:
             self._arm_job(row, status)
             self.table.put_status(row, status)

@@ -188,3 +188,13 @@ def wrong_state(job: JobRow, status: Status, remedy: str) -> FailedPrecondition:
         reason="JOB_STATE",
         metadata={"job": job.name, "state": status.state.name},
     )
+
+
+def pack_answer(cancellation: Cancellation, attempt: int) -> int:
+    """A cancel's answer as one number, so that repeating the cancel, even after a crash, is answered the same."""
+    return attempt << 2 | cancellation
+
+
+def unpack_answer(answer: int) -> tuple[Cancellation, int]:
+    """The inverse of `pack_answer`."""
+    return Cancellation(answer & 3), answer >> 2

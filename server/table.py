@@ -12,20 +12,22 @@ Invariants: a row is in at most one of `jobs`, `statuses`, `drops` of one set, a
 The frozen set is never changed, for another thread reads it. `bytes_held` bounds the memory. Jobs are kept as plain
 tuples, which the garbage collector forgets: with 100,000 named tuples each of its rounds stopped the loop for 0.1 s.
 
-A name that no set speaks of is asked of `bloom` first: what is surely not in the store is GONE without a look-up.
+A name that no set speaks of is asked of `bloom` first: what is surely not in the store is GONE without a look-up. The
+filter hears of a job when its set is forgotten.
 
 Must never import: any room but `bloom`, `codec`, `model`, `placement`; no I/O, no clock.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain, compress
 from typing import Final, NamedTuple
 
 from tickwheel.server.bloom import Bloom
 from tickwheel.server.codec import status_columns, status_due_ms
 from tickwheel.server.model import JobParts, JobRow, JobState, Ms, Row
-from tickwheel.server.placement import key_of
+from tickwheel.server.placement import keys_of
 
 
 class Mark(Enum):
@@ -46,6 +48,8 @@ class Partly(NamedTuple):
 
     status: bytes
 
+
+_NO_NAMES: Final[Mapping[str, Row]] = {}
 
 # What a row costs beside its bytes: tuple, dict entries, the ints, the name. Measured with tracemalloc at 100k jobs.
 JOB_OVERHEAD_BYTES = 480
@@ -125,8 +129,16 @@ class Table:
         if row is None and self.frozen is not None:
             row = self.frozen.row_of(namespace, name)
         if row is None:
-            return UNKNOWN if self.bloom.may_hold(key_of(namespace, name)) else GONE
+            (may_be,) = self.bloom.may_hold(keys_of(namespace, (name,)))
+            return UNKNOWN if may_be else GONE
         return row or GONE
+
+    def perhaps(self, namespace: str, names: Sequence[str]) -> Iterable[str]:
+        """Which of these names may be a job's; the others surely are not."""
+        for changes in self._sets():
+            if not changes.names.get(namespace, _NO_NAMES).keys().isdisjoint(names):
+                return names
+        return compress(names, self.bloom.may_hold(keys_of(namespace, names)))
 
     def job(self, row: Row) -> JobRow | Partly | Mark:
         """The job of a row as applied."""
@@ -182,7 +194,21 @@ class Table:
 
     # --- changes ---
 
-    def put_job(self, row: Row, job: JobRow) -> None:
+    def put_jobs(self, jobs: Sequence[tuple[Row, JobParts]]) -> None:
+        """New jobs, or new specs of jobs."""
+        active, rows = self.active, dict(jobs)
+        if any(not rows.keys().isdisjoint(s) for s in (active.jobs, active.statuses, self._jobs)):
+            for row, job in jobs:
+                self.put_job(row, job)
+            return
+        active.jobs.update(jobs)
+        namespaces, names, _, specs, statuses, labels = zip(*rows.values(), strict=True)
+        for namespace, name, row in zip(namespaces, names, rows, strict=True):
+            active.names.setdefault(namespace, {})[name] = row
+        texts = chain(names, specs, statuses, labels)
+        active.bytes_held += JOB_OVERHEAD_BYTES * len(rows) + sum(map(len, texts))
+
+    def put_job(self, row: Row, job: JobParts) -> None:
         """A new job, or a new spec of one."""
         active = self.active
         namespace, name, uid, spec, status, labels = job
@@ -191,11 +217,7 @@ class Table:
         elif row in active.statuses:
             active.bytes_held -= _weight(active.statuses.pop(row))
         parts = active.jobs[row] = (namespace, name, uid, spec, status, labels)
-        names = active.names.get(namespace)
-        if names is None:
-            names = active.names[namespace] = {}
-        names[name] = row
-        self.bloom.add(key_of(namespace, name))
+        active.names.setdefault(namespace, {})[name] = row
         active.bytes_held += _job_bytes(parts)
         if row in self._jobs:
             self._forget(row)
@@ -239,13 +261,6 @@ class Table:
         active.ended[row] = execution
         self._live.pop(row, None)
 
-    def learn(self, expected: int) -> None:
-        """Begin to learn what the store holds; what it is yet to get is learnt here and now."""
-        self.bloom.begin(expected)
-        for changes in self._sets():
-            for namespace, names in changes.names.items():
-                self.bloom.learn(key_of(namespace, name) for name in names)
-
     # --- flushing ---
 
     def freeze(self) -> Changes:
@@ -254,13 +269,16 @@ class Table:
         self.frozen, self.active = self.active, Changes()
         return self.frozen
 
-    def thaw(self, keep_until_ms: Ms) -> None:
+    def thaw(self, keep_until_ms: Ms, keys: Sequence[int]) -> None:
         """The frozen set is committed in the store: forget it, but keep what is due before `keep_until_ms` at hand.
 
-        A job that is completed is not kept, or the cache would fill up with what has fired.
+        `keys` are those of its jobs, for the filter. A job that is completed is not kept, or the cache would fill up
+        with what has fired.
         """
         frozen = self.frozen
         assert frozen is not None, "nothing is frozen"
+        assert len(keys) == len(frozen.jobs), "the filter has to know every job of the store"
+        self.bloom.add(keys)
         self.frozen = None
         self.thaws += 1
         for row, status in frozen.statuses.items():

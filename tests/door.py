@@ -9,6 +9,7 @@ from tests.fake_scheduler import TAKES_ALL, FakeScheduler
 from tickwheel.server.api import limits
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.grpc import method_table
+from tickwheel.server.api.messages import request_class
 from tickwheel.v1 import job_pb2
 
 
@@ -21,7 +22,8 @@ class Door:
         self.table = method_table(self.scheduler, self.converter)
 
     async def __call__(self, method: str, request: Message) -> Any:
-        return await self.table[f"tickwheel.v1.JobService.{method}"](request)
+        name = f"tickwheel.v1.JobService.{method}"
+        return await self.table[name](request_class(name).FromString(request.SerializeToString()))
 
 
 async def create(door: Door, job_id: str = "nightly") -> job_pb2.Job:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, cast
 
 from tickwheel.server.api.mask import copy_paths
+from tickwheel.server.api.messages import read_message
 from tickwheel.server.api.shapes import Key, Shapes, digest_of
 from tickwheel.server.api.times import ms_up
 from tickwheel.server.api.timing import check_jitter, check_when
@@ -77,6 +78,10 @@ class Converter:
         if isinstance(look, Key):
             self._shapes.remember(look, prepared)
         return prepared
+
+    def prepare_bytes(self, job: bytes, now_ms: int) -> Prepared:
+        """As `prepare`, of a job's bytes, which are read only if its shape is not known."""
+        return self._shapes.known(job) or self.prepare(read_message(job_pb2.Job, job), now_ms)
 
     def merge(
         self, stored: bytes, change: job_pb2.Job, paths: Sequence[str], now_ms: int

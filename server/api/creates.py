@@ -11,12 +11,14 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tickwheel.internal.v1.unread_pb2 import UnreadCreate
 from tickwheel.server.api import moved, names
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.errors import to_status
 from tickwheel.server.api.limits import BATCH_JOBS_MAX
-from tickwheel.server.api.views import fill_handle, job_message
-from tickwheel.server.command import Create, JobView, Reply, Scheduler
+from tickwheel.server.api.messages import read_message
+from tickwheel.server.api.views import fill_handle, job_message, view_of
+from tickwheel.server.command import Create, Reply, Scheduler
 from tickwheel.server.errors import InvalidArgument, TickwheelError, Violation
 from tickwheel.server.model import Ms
 from tickwheel.v1 import job_service_pb2 as pb
@@ -36,7 +38,7 @@ class Batches(Protocol):
     async def batch(
         self,
         parent: str,
-        requests: Sequence[pb.CreateJobRequest],
+        requests: Sequence[UnreadCreate],
         results: "Results",
         *,
         view: pb.BatchView.ValueType,
@@ -54,25 +56,24 @@ class Creator:
 
     def command(self, namespace: str, request: pb.CreateJobRequest, now_ms: Ms) -> Create:
         """The command of one request. Raises InvalidArgument."""
-        job_id, request_id = request.job_id, request.request_id
-        if request_id:
-            names.check_request_id(request_id)
-        fresh = False
-        if job_id:
-            names.check_job_id(job_id)
-        elif request_id:
-            job_id = names.generated_job_id(namespace, request_id)
-        else:
-            job_id = names.random_job_id()
-            fresh = True
+        job_id, fresh = _job_id(namespace, request.job_id, request.request_id)
         kept = moved.take(request) if request.moved else None
         prepared = self._converter.prepare(request.job, now_ms)
         return Create(namespace, job_id, prepared, fresh, request.validate_only, kept)
 
+    def _command(self, namespace: str, request: UnreadCreate, now_ms: Ms) -> Create:
+        """Likewise, of one whose job is not read yet."""
+        if request.moved:
+            read = read_message(pb.CreateJobRequest, request.SerializeToString())
+            return self.command(namespace, read, now_ms)
+        job_id, fresh = _job_id(namespace, request.job_id, request.request_id)
+        prepared = self._converter.prepare_bytes(request.job, now_ms)
+        return Create(namespace, job_id, prepared, fresh, request.validate_only)
+
     async def batch(
         self,
         parent: str,
-        requests: Sequence[pb.CreateJobRequest],
+        requests: Sequence[UnreadCreate],
         results: "Results",
         *,
         view: pb.BatchView.ValueType,
@@ -90,22 +91,33 @@ class Creator:
             try:
                 if request.parent not in ("", parent):
                     raise _other_parent(parent)
-                commands.append(self.command(namespace, request, now_ms))
+                commands.append(self._command(namespace, request, now_ms))
             except TickwheelError as error:
                 errors[position] = error
         replies = await self._scheduler.call_many(commands) if commands else []
         add, whole = results.add, view == pb.BATCH_VIEW_JOBS
         for reply in _in_place(replies, errors, len(requests)) if errors else replies:
-            if not isinstance(reply, JobView):
-                assert isinstance(reply, TickwheelError), "a create gives a job or an error"
+            if isinstance(reply, TickwheelError):
                 add().error.CopyFrom(to_status(reply))
             elif whole:
-                add().job.CopyFrom(job_message(reply, full=False))
+                add().job.CopyFrom(job_message(view_of(reply), full=False))
             else:
                 fill_handle(add().handle, reply)
 
 
-def check_size(requests: Sequence[pb.CreateJobRequest]) -> None:
+def _job_id(namespace: str, job_id: str, request_id: str) -> tuple[str, bool]:
+    """The job's part of its name, and whether it was drawn just now. Raises InvalidArgument."""
+    if request_id:
+        names.check_request_id(request_id)
+    if job_id:
+        names.check_job_id(job_id)
+        return job_id, False
+    if request_id:
+        return names.generated_job_id(namespace, request_id), False
+    return names.random_job_id(), True
+
+
+def check_size(requests: Sequence[UnreadCreate]) -> None:
     """Raise InvalidArgument for a batch that is empty or too long."""
     if not 0 < len(requests) <= BATCH_JOBS_MAX:
         text = f"must have 1 to {BATCH_JOBS_MAX:,} entries, not {len(requests):,}"

@@ -25,6 +25,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  # not in __all__
 from grpc_reflection.v1alpha import reflection as reflections
 
+from tickwheel.internal.v1.unread_pb2 import UnreadBatch, UnreadStreamMessage
 from tickwheel.server.api import limits
 from tickwheel.server.api.admin import Backups, create_backup
 from tickwheel.server.api.cluster import ClusterDoor
@@ -34,7 +35,7 @@ from tickwheel.server.api.errors import abort_with, to_status
 from tickwheel.server.api.gather import Gather
 from tickwheel.server.api.jobs import Jobs
 from tickwheel.server.api.lists import Lists
-from tickwheel.server.api.messages import SERVICE, read_message
+from tickwheel.server.api.messages import BATCH, SERVICE, read_message
 from tickwheel.server.api.route import Router
 from tickwheel.server.api.stream import CreateStream
 from tickwheel.server.api.trials import Trials
@@ -320,7 +321,8 @@ def method_table(scheduler: Scheduler, converter: Converter) -> dict[str, Call]:
 
 
 def _parsed(call: Call, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[Any]]:
-    kind = GetMessageClass(method.input_type)
+    unread = method.full_name == BATCH
+    kind: type[Any] = UnreadBatch if unread else GetMessageClass(method.input_type)
 
     async def called(request: bytes, _context: Context) -> Any:
         return await call(read_message(kind, request))
@@ -328,11 +330,9 @@ def _parsed(call: Call, method: MethodDescriptor) -> Callable[[bytes, Context], 
     return called
 
 
-async def _creates(
-    messages: AsyncIterator[bytes],
-) -> AsyncIterator[job_service_pb2.StreamCreateJobsRequest]:
+async def _creates(messages: AsyncIterator[bytes]) -> AsyncIterator[UnreadStreamMessage]:
     async for message in messages:
-        yield read_message(job_service_pb2.StreamCreateJobsRequest, message)
+        yield read_message(UnreadStreamMessage, message)
 
 
 def _later(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:

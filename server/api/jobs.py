@@ -11,11 +11,12 @@ from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
 
+from tickwheel.internal.v1.unread_pb2 import UnreadBatch
 from tickwheel.server.api import names
 from tickwheel.server.api.convert import SPEC_FIELDS, Converter
 from tickwheel.server.api.creates import Batches, Creator
 from tickwheel.server.api.mask import usable_paths
-from tickwheel.server.api.views import execution_message, job_message
+from tickwheel.server.api.views import execution_message, job_message, view_of
 from tickwheel.server.command import (
     Cancel,
     ChangeReply,
@@ -53,13 +54,9 @@ class Jobs:
         """Make a job."""
         namespace = names.parse_namespace(request.parent)
         command = self._creator.command(namespace, request, self._scheduler.now_ms())
-        view = await self._scheduler.call(command)
-        assert isinstance(view, JobView)
-        return job_message(view, full=True)
+        return job_message(view_of(await self._scheduler.call(command)), full=True)
 
-    async def batch_create_jobs(
-        self, request: pb.BatchCreateJobsRequest
-    ) -> pb.BatchCreateJobsResponse:
+    async def batch_create_jobs(self, request: UnreadBatch) -> pb.BatchCreateJobsResponse:
         """Make up to a thousand jobs."""
         response = pb.BatchCreateJobsResponse()
         await self._batches.batch(
@@ -104,10 +101,8 @@ class Jobs:
         self, namespace: str, name: str, request: pb.UpdateJobRequest
     ) -> pb.UpdateJobResponse:
         prepared = self._converter.prepare(request.job, self._scheduler.now_ms())
-        view = await self._scheduler.call(
-            Create(namespace, name, prepared, validate_only=request.validate_only)
-        )
-        assert isinstance(view, JobView)
+        command = Create(namespace, name, prepared, validate_only=request.validate_only)
+        view = view_of(await self._scheduler.call(command))
         return pb.UpdateJobResponse(job=job_message(view, full=True))
 
     async def delete_job(self, request: pb.DeleteJobRequest) -> Empty:

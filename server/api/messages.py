@@ -13,12 +13,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from tickwheel.internal.v1.unread_pb2 import UnreadBatch
 from tickwheel.server.errors import InvalidArgument, Unimplemented
 from tickwheel.v1 import job_service_pb2
 
 M = TypeVar("M", bound=Message)
 
 SERVICE: Final = "tickwheel.v1.JobService."
+BATCH: Final = SERVICE + "BatchCreateJobs"
 
 
 def read_message(kind: type[M], data: bytes) -> M:
@@ -41,7 +43,9 @@ def read_message(kind: type[M], data: bytes) -> M:
 
 
 def request_class(method: str) -> type[Any]:
-    """The class of the request of a method of JobService, `tickwheel.v1.JobService.GetJob`. Raises Unimplemented."""
+    """The class that a request of a method is read with, `tickwheel.v1.JobService.GetJob`. Raises Unimplemented."""
+    if method == BATCH:
+        return UnreadBatch
     return GetMessageClass(_method(method).input_type)
 
 

@@ -87,7 +87,7 @@ def execution_name(namespace: str, job: str, execution: str) -> str:
 
 def check_job_id(job_id: str) -> None:
     """Raise InvalidArgument unless it may name a job."""
-    if not valid_part(job_id):
+    if _PART.fullmatch(job_id) is None:
         raise InvalidArgument.of([bad_job_id()])
 
 

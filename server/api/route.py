@@ -19,10 +19,12 @@ from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 
+from tickwheel.internal.v1.unread_pb2 import UnreadBatch, UnreadCreate
 from tickwheel.server.api import names
 from tickwheel.server.api.creates import Creator, check_size
 from tickwheel.server.api.errors import to_status
 from tickwheel.server.api.messages import (
+    BATCH,
     SERVICE,
     read_message,
     request_class,
@@ -52,8 +54,6 @@ NOT_TAKEN: Final = frozenset({"NOT_LEADER", "LEADERLESS", "PEER_UNREACHABLE", "P
 SHARE_BYTES_MAX: Final = 4 << 20
 """Of one message with creates for another node, but for the last one in it: between nodes a message may have 8 MiB."""
 
-BATCH: Final = SERVICE + "BatchCreateJobs"
-
 CHANGED: Final = frozenset(SERVICE + name for name in ("CreateJob", "UpdateJob", "ValidateJob"))
 """Calls that write defaults and times into the request when they begin; if the shard was lost by then, the next leader
 has to get what the client sent."""
@@ -68,7 +68,7 @@ def _by_parent(request: pb.CreateJobRequest) -> JobName:
     return namespace, job_id_of(namespace, request)
 
 
-def job_id_of(namespace: str, request: pb.CreateJobRequest) -> str:
+def job_id_of(namespace: str, request: pb.CreateJobRequest | UnreadCreate) -> str:
     """The job that a create will make. A name drawn here is written into the request: it decides the shard."""
     if not request.job_id and not request.request_id:
         request.job_id = names.random_job_id()
@@ -147,7 +147,7 @@ class Router:
     async def batch(
         self,
         parent: str,
-        requests: Sequence[pb.CreateJobRequest],
+        requests: Sequence[UnreadCreate],
         results: "Results",
         *,
         view: pb.BatchView.ValueType,
@@ -173,7 +173,7 @@ class Router:
         self,
         parent: str,
         namespace: str,
-        requests: Sequence[pb.CreateJobRequest],
+        requests: Sequence[UnreadCreate],
         left: list[int],
         found: list[pb.BatchCreateJobsResult | None],
         view: pb.BatchView.ValueType,
@@ -212,17 +212,16 @@ class Router:
         self,
         leader: NodeName | None,
         parent: str,
-        requests: list[pb.CreateJobRequest],
+        requests: list[UnreadCreate],
         view: pb.BatchView.ValueType,
     ) -> Sequence[pb.BatchCreateJobsResult]:
         """One leader's share. An error of the whole share is the error of each in it."""
         response = pb.BatchCreateJobsResponse()
         try:
             if not leader:
-                copies = [_copy(request) for request in requests]
-                await self._creator.batch(parent, copies, response.results, view=view)
+                await self._creator.batch(parent, requests, response.results, view=view)
             else:
-                request = pb.BatchCreateJobsRequest(parent=parent, requests=requests, view=view)
+                request = UnreadBatch(parent=parent, requests=requests, view=view)
                 answer = await self._cluster.forward(leader, BATCH, request.SerializeToString())
                 response = pb.BatchCreateJobsResponse.FromString(answer)
         except TickwheelError as error:
@@ -249,7 +248,7 @@ def _copy(message: M) -> M:
     return copied
 
 
-def _shares(requests: Sequence[pb.CreateJobRequest], places: list[int]) -> list[list[int]]:
+def _shares(requests: Sequence[UnreadCreate], places: list[int]) -> list[list[int]]:
     """The places of one leader, in as many messages as their bytes need."""
     shares: list[list[int]] = [[]]
     size_bytes = 0

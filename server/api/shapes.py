@@ -3,11 +3,14 @@
     as sent     head│time│before│ n │middle│ m │body│tail        n  bytes of the target, m  bytes of the body
     as stored   head│time│before│ n │middle│ m │body│tail        the same, with all defaults
 
-Examining a job costs some 12 µs, this 3. A job found right is kept as two `Form`s, as it was sent and as it is stored: its
+Examining a job costs some 12 µs, this 2. A job found right is kept as two `Form`s, as it was sent and as it is stored: its
 bytes around time and body. Another job is of this shape if the form as sent, with its time and body, gives the very
 bytes that were sent; then the other form with them is what is stored. So a slip in how forms are cut or looked up costs
-time, and can't mistake one job for another; the shape that was met last is tried before any is looked up. That a form
-holds for other times and bodies than those it was cut from is tried out when it is made.
+time, and can't mistake one job for another. That a form holds for other times and bodies than those it was cut from is
+tried out when it is made.
+
+Jobs of one shape and one length have their bodies in one place. So the bytes alone say whether a job fits the `Mould`
+that the last one of its length came out of: it needs not even be read.
 
 A shape is remembered only after a full examination that found nothing wrong and cleared nothing away, of a one-off at an
 instant without window or jitter; everything else is examined each time.
@@ -19,15 +22,18 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tickwheel.server.api.times import NANOS_PER_MS
 from tickwheel.server.command import Prepared
+from tickwheel.server.model import Ms
 from tickwheel.server.schedule import InstantPlan
 from tickwheel.server.spec import encode_spec, parse_spec
 from tickwheel.v1 import job_pb2
 
 SHAPES_MAX: Final = 512
+MOULDS_MAX: Final = 4_096
 SHAPE_BYTES_MAX: Final = 8_192
 DIGEST_BYTES: Final = 16
 SECONDS_MAX: Final = 253_000_000_000
@@ -54,12 +60,15 @@ class Form(NamedTuple):
     middle: bytes
     tail: bytes
 
+    def between(self, body_bytes: int) -> bytes:
+        """What is between the time and a body of that length, which is 0 only if it was."""
+        length = _varint(body_bytes) if body_bytes else b""
+        target = _varint(self.target_bytes + len(length) + body_bytes)
+        return b"".join((self.before, target, self.middle, length))
+
     def join(self, time: bytes, body: bytes) -> bytes:
         """The job with another time, of as many bytes, and another body, which is empty only if it was."""
-        head, before, target_bytes, middle, tail = self
-        length = _varint(len(body)) if body else b""
-        target = _varint(target_bytes + len(length) + len(body))
-        return b"".join((head, time, before, target, middle, length, body, tail))
+        return b"".join((self.head, time, self.between(len(body)), body, self.tail))
 
 
 class Shape(NamedTuple):
@@ -69,6 +78,28 @@ class Shape(NamedTuple):
     stored: Form
     labels: str
     past_ok: bool
+
+
+class Mould(NamedTuple):
+    """A shape for a body of a certain length: what is before the time, between time and body, and behind the body."""
+
+    head: bytes
+    between: bytes
+    tail: bytes
+    stored_head: bytes
+    stored_between: bytes
+    stored_tail: bytes
+    labels: str
+    past_ok: bool
+
+    @classmethod
+    def of(cls, shape: Shape, body_bytes: int) -> "Mould":
+        """Cut the shape's forms for it."""
+        sent, stored, labels, past_ok = shape
+        return cls(
+            sent.head, sent.between(body_bytes), sent.tail,
+            stored.head, stored.between(body_bytes), stored.tail, labels, past_ok,
+        )  # fmt: skip
 
 
 Clue = tuple[bytes, bytes, bytes]
@@ -88,38 +119,47 @@ class Shapes:
     def __init__(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
         self._known: dict[Clue, Shape] = {}
-        self._latest: dict[bool, Shape] = {}  # with a body, without one
+        self._moulds: dict[tuple[int, bytes], Mould] = {}  # by bytes of the job, and of its time
+
+    def known(self, sent: bytes) -> Prepared | None:
+        """The job of these bytes prepared, if it came out of the mould that was last used for one as long."""
+        mould = self._moulds.get((len(sent), sent[_TIME_AT - 1 : _TIME_AT]))
+        if mould is None:
+            return None
+        head, between, tail, stored_head, stored_between, stored_tail, labels, past_ok = mould
+        time_end = _TIME_AT + sent[_TIME_AT - 1]
+        body_at, body_end = time_end + len(between), len(sent) - len(tail)
+        fits = sent[:_TIME_AT] == head and sent[time_end:body_at] == between
+        if not fits or sent[body_end:] != tail:
+            return None
+        time = sent[_TIME_AT:time_end]
+        time_ms, stored_time = _read_time(time)
+        if len(stored_time) != len(time):
+            return None
+        body = sent[body_at:body_end]
+        spec = b"".join((stored_head, stored_time, stored_between, body, stored_tail))
+        return Prepared(spec, digest_of(sent), InstantPlan(time_ms), True, 0, labels, past_ok)
 
     def look(self, job: job_pb2.Job) -> Prepared | Key | None:
         """The job prepared, if its shape is known; else a key to remember it by, or None if it can't have one."""
         sent = job.SerializeToString(deterministic=True)
+        found = self.known(sent)
+        if found is not None:
+            return found
         body = job.http_target.body
         if len(sent) <= _TIME_AT or len(body) > self._body_bytes_max:
             return None
+        clue = _clue(sent, body)
+        shape = self._known.get(clue)
+        if shape is None:
+            return Key(clue, sent) if _may_have_shape(job) else None
         time = sent[_TIME_AT : _TIME_AT + sent[_TIME_AT - 1]]
-        shape = self._latest.get(not body)
-        if shape is None or shape[0].join(time, body) != sent:
-            clue = _clue(sent, body)
-            shape = self._known.get(clue)
-            if shape is None:
-                return Key(clue, sent) if _may_have_shape(job) else None
-            if shape[0].join(time, body) != sent:
-                return None
-            self._latest[not body] = shape
-        _, stored, labels, past_ok = shape
-        when = job.schedule.once.scheduled_time
-        seconds, nanos = when.seconds, when.nanos
-        if not (0 <= seconds <= SECONDS_MAX and 0 <= nanos < _NANOS):
+        if shape.sent.join(time, body) != sent:
             return None
-        time_ms = seconds * 1_000 - -nanos // NANOS_PER_MS
-        if nanos % NANOS_PER_MS:
-            rounded = _stamp(time_ms)
-            if len(rounded) != len(time):
-                return None
-            time = rounded
-        digest = blake2b(sent, digest_size=DIGEST_BYTES).digest()
-        spec = stored.join(time, body)
-        return Prepared(spec, digest, InstantPlan(time_ms), True, 0, labels, past_ok)
+        if len(self._moulds) >= MOULDS_MAX:
+            self._moulds.clear()
+        self._moulds[len(sent), sent[_TIME_AT - 1 : _TIME_AT]] = Mould.of(shape, len(body))
+        return self.known(sent)
 
     def remember(self, key: Key, prepared: Prepared) -> None:
         """The job of this key was examined, and found to be `prepared`."""
@@ -133,6 +173,24 @@ class Shapes:
         if len(self._known) >= SHAPES_MAX:
             self._known.clear()
         self._known[key.clue] = Shape(sent, stored, prepared.labels, prepared.past_ok)
+
+
+def _read_time(time: bytes) -> tuple[Ms, bytes]:
+    """The milliseconds of a timestamp, rounded up, and its bytes then; no bytes if it is none that a shape can have."""
+    try:
+        read = Timestamp.FromString(time)
+    except DecodeError:
+        return 0, b""
+    read.DiscardUnknownFields()
+    seconds, nanos = read.seconds, read.nanos
+    valid = 0 <= seconds <= SECONDS_MAX and 0 <= nanos < _NANOS
+    if not valid or read.SerializeToString() != time:
+        return (
+            0,
+            b"",
+        )  # or written otherwise than protobuf writes it, or with more than belongs there
+    time_ms = seconds * 1_000 - -nanos // NANOS_PER_MS
+    return time_ms, _stamp(time_ms) if nanos % NANOS_PER_MS else time
 
 
 def digest_of(sent: bytes) -> bytes:

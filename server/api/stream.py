@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from tickwheel.internal.v1.unread_pb2 import UnreadStreamMessage
 from tickwheel.server.api.creates import Batches
 from tickwheel.server.api.errors import to_status
 from tickwheel.server.api.limits import STREAM_WINDOW_MESSAGES
@@ -44,7 +45,7 @@ class CreateStream:
         self._open: set[int] = set()
         self._parent = ""
 
-    async def serve(self, messages: AsyncIterator[pb.StreamCreateJobsRequest]) -> None:
+    async def serve(self, messages: AsyncIterator[UnreadStreamMessage]) -> None:
         """Answer all messages. Raises InvalidArgument for a client that breaks the rules of the stream."""
         window = pb.StreamWindow(messages=STREAM_WINDOW_MESSAGES)
         await self._exchange.write(pb.StreamCreateJobsResponse(window=window))
@@ -56,7 +57,7 @@ class CreateStream:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    def _admit(self, message: pb.StreamCreateJobsRequest) -> None:
+    def _admit(self, message: UnreadStreamMessage) -> None:
         if message.parent and self._parent and message.parent != self._parent:
             raise _refused("parent", f"must stay {self._parent} in this stream", "PARENT_MISMATCH")
         self._parent = self._parent or message.parent
@@ -67,7 +68,7 @@ class CreateStream:
             raise _refused("sequence", "is in use by a message not answered yet", "SEQUENCE_IN_USE")
         self._open.add(message.sequence)
 
-    async def _answer(self, message: pb.StreamCreateJobsRequest) -> None:
+    async def _answer(self, message: UnreadStreamMessage) -> None:
         response = pb.StreamCreateJobsResponse()
         result = response.result
         result.sequence = message.sequence

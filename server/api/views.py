@@ -6,12 +6,21 @@ user said, with every default, so a read is the spec with identity and state add
 Must never import: rooms below but `codec`, `command`, `model`, `spec`.
 """
 
-from typing import Final
+from typing import Final, cast
 
 from tickwheel.server.api.names import execution_name, job_name
 from tickwheel.server.api.times import NANOS_PER_MS, set_ms, timestamp
-from tickwheel.server.command import JobView, etag
-from tickwheel.server.model import Attempt, Execution, ExecutionKind, JobState, Status
+from tickwheel.server.codec import decode_status, status_columns
+from tickwheel.server.command import JobView, Reply, etag
+from tickwheel.server.model import (
+    Attempt,
+    Execution,
+    ExecutionKind,
+    JobParts,
+    JobRow,
+    JobState,
+    Status,
+)
 from tickwheel.server.spec import parse_spec
 from tickwheel.v1 import execution_pb2, job_pb2, target_pb2
 from tickwheel.v1 import job_service_pb2 as pb
@@ -47,12 +56,24 @@ def job_message(view: JobView, *, full: bool) -> job_pb2.Job:
     return message
 
 
-def fill_handle(handle: pb.JobHandle, view: JobView) -> None:
+def view_of(reply: Reply) -> JobView:
+    """The job that a call answers with; it may have been made in a run of many."""
+    if isinstance(reply, JobView):
+        return reply
+    job = JobRow(*cast("JobParts", reply))
+    return JobView(0, job, decode_status(job.status))
+
+
+def fill_handle(handle: pb.JobHandle, reply: Reply) -> None:
     """The least that a maker of jobs wants to know. Written without a call more than it takes: one a job of a load."""
-    _, (namespace, name, uid, *_), status, _ = view
+    if isinstance(reply, JobView):
+        _, (namespace, name, uid, *_), status, _ = reply
+        next_ms = _shown_next_ms(status)
+    else:
+        namespace, name, uid, _, stored, _ = cast("JobParts", reply)
+        next_ms = status_columns(stored)[3]
     handle.name = f"namespaces/{namespace}/jobs/{name}"
     handle.uid = uid.hex()
-    next_ms = _shown_next_ms(status)
     if next_ms:
         seconds, ms = divmod(next_ms, 1_000)
         time = handle.next_time

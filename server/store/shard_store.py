@@ -212,15 +212,18 @@ class ShardStore:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def flush(self, changes: Changes, applied: Applied) -> None:
-        """Write a change set: history first, then the jobs, the live executions and `applied` in one transaction."""
+    def flush(self, changes: Changes, applied: Applied) -> Sequence[int]:
+        """Write a change set: history first, then the jobs, the live executions and `applied` in one transaction.
+
+        The answer are the keys of its jobs (`placement.key_of`), in their order.
+        """
         assert applied.index >= self.applied.index, "a flush never goes back"
         if changes.ended:
             self._history.write(changes.ended)
         db = self._writer()
         db.execute("BEGIN IMMEDIATE")
         try:
-            self._write_jobs(db, changes)
+            keys = self._write_jobs(db, changes)
             self._write_live(db, changes)
             db.execute(
                 "INSERT OR REPLACE INTO applied VALUES (0, ?, ?, ?, ?, ?)",
@@ -235,6 +238,7 @@ class ShardStore:
         self.applied = applied
         self._top_row = max(self._top_row, max(changes.jobs, default=0))
         self._give_back(len(changes.jobs) + len(changes.statuses) + len(changes.live))
+        return keys
 
     def checkpoint(self) -> bool:
         """Move all that was flushed into the database files, fsynced; True when all of it was, and `durable` moves.
@@ -259,11 +263,12 @@ class ShardStore:
         job = _job_id(self._writer(), job_row)
         return self._history.trim(job, keep, before_ms) if job else 0
 
-    def _write_jobs(self, db: sqlite3.Connection, changes: Changes) -> None:
+    def _write_jobs(self, db: sqlite3.Connection, changes: Changes) -> list[int]:
         fresh = [row for row in changes.jobs if row > self._top_row]
         known = [row for row in changes.jobs if row <= self._top_row]
         tally = _tally(db, [*known, *changes.statuses, *changes.drops], -1)
-        _PUT_JOB.run(db, self._job_values(db, changes.jobs))
+        keys = [key_of(job[0], job[1]) for job in changes.jobs.values()]
+        _PUT_JOB.run(db, self._job_values(db, changes.jobs, keys))
         _PUT_SPEC.run(db, [(row, spec) for row, (_, _, _, spec, _, _) in changes.jobs.items()])
         _SET_STATUS.run(
             db, [_status_values(row, status) for row, status in changes.statuses.items()]
@@ -274,17 +279,20 @@ class ShardStore:
             db.execute(f"DELETE FROM spec WHERE row {_ROWS}", (rows,))
         tally.update(_tally(db, [*known, *fresh, *changes.statuses], 1))
         _ADD_TALLY.run(db, [(*group, number) for group, number in tally.items() if number])
+        return keys
 
     def _job_values(
-        self, db: sqlite3.Connection, jobs: Mapping[Row, JobParts]
+        self, db: sqlite3.Connection, jobs: Mapping[Row, JobParts], keys: Sequence[int]
     ) -> list[tuple[sqlite.Value, ...]]:
         """What is written of each job beside its spec: one loop, for it holds the interpreter that the node runs on."""
         values: list[tuple[sqlite.Value, ...]] = []
         number, columns = self._namespaces.number, codec.status_columns
-        for row, (namespace, name, uid, _, status, labels) in jobs.items():
+        for (row, (namespace, name, uid, _, status, labels)), key in zip(
+            jobs.items(), keys, strict=True
+        ):
             state, outcome, generation, next_ms, due_ms, create_ms, update_ms = columns(status)
             values.append(
-                (row, number(db, namespace), key_of(namespace, name), state, outcome, generation, next_ms,
+                (row, number(db, namespace), key, state, outcome, generation, next_ms,
                  due_ms or None, create_ms, update_ms, name, labels, uid, status)
             )  # fmt: skip
         return values

@@ -233,8 +233,8 @@ def said(words: tuple[str, ...]) -> Said:
 def describe(effects: Effects) -> list[str]:
     """One line an after-image."""
     lines = [
-        f"job {row} {job.name} {describe_status(codec.decode_status(job.status))}"
-        for row, job in effects.jobs
+        f"job {row} {name} {describe_status(codec.decode_status(status))}"
+        for row, (_, name, _, _, status, _) in effects.jobs
     ]
     lines += [
         f"status {row} {describe_status(codec.decode_status(data))}"

@@ -114,6 +114,14 @@ class TableOverStore(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), due_ms=DUES, size=st.integers(0, 3))
     def put(self, name: tuple[str, str], due_ms: Ms, size: int) -> None:
         """Create the job, or give it a new spec."""
+        self.table.put_job(*self.make(name, due_ms, size))
+
+    @rule(names=st.lists(st.sampled_from(NAMES), min_size=1, unique=True), due_ms=DUES)
+    def put_all(self, names: list[tuple[str, str]], due_ms: Ms) -> None:
+        """A batch of jobs, some of them new, perhaps all."""
+        self.table.put_jobs([self.make(name, due_ms, 1) for name in names])
+
+    def make(self, name: tuple[str, str], due_ms: Ms, size: int) -> tuple[Row, JobRow]:
         row = self.names.get(name)
         if row is None:
             row = self.names[name] = self.next_row
@@ -122,7 +130,7 @@ class TableOverStore(RuleBasedStateMachine):
         uid = row.to_bytes(16, "big")
         job = JobRow(*name, uid, b"s" * 50 * size, make_status(due_ms, 1, 0), labels)
         self.jobs[row] = job
-        self.table.put_job(row, job)
+        return row, job
 
     @precondition(lambda self: self.jobs)
     @rule(pick=st.integers(0, 9), due_ms=DUES, generation=st.integers(1, 9), live=st.integers(0, 3))
@@ -169,9 +177,9 @@ class TableOverStore(RuleBasedStateMachine):
         assert frozen is not None
         self.index += 1
         applied = Applied(self.index, 1, self.next_row, NOW)
-        self.disk.flush(frozen, applied)
-        self.dicts.flush(frozen, applied)
-        self.table.thaw(NOW + keep_ms)
+        keys = self.disk.flush(frozen, applied)
+        assert keys == self.dicts.flush(frozen, applied)
+        self.table.thaw(NOW + keep_ms, keys)
 
     # --- reading ahead ---
 
@@ -200,7 +208,7 @@ class TableOverStore(RuleBasedStateMachine):
     def begin_learning(self) -> None:
         """The filter is made, or made anew, while everything goes on."""
         assert self.disk.job_count() == self.dicts.job_count()
-        self.table.learn(self.disk.job_count())
+        self.table.bloom.begin(self.disk.job_count())
         self.learnt_to = KEY_MIN
 
     @precondition(lambda self: self.learnt_to is not None)

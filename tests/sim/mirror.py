@@ -33,7 +33,7 @@ class Content:
             self.jobs.pop(
                 row, None
             )  # one that was made and deleted by the same batch was never there
-        self.jobs.update(effects.jobs)
+        self.jobs.update({row: JobRow(*job) for row, job in effects.jobs})
         for row, status in effects.statuses:
             self.jobs[row] = self.jobs[row]._replace(status=status)
         for row, data in effects.live:

@@ -92,7 +92,7 @@ class DictStore:
         self._now.ended = dict(ended)
         self._announced = Applied()
 
-    def flush(self, changes: Changes, applied: Applied) -> None:
+    def flush(self, changes: Changes, applied: Applied) -> list[int]:
         assert applied.index >= self.applied.index
         if self.full:
             raise StoreFailed("no space left", reason="STORE_FULL")
@@ -108,6 +108,7 @@ class DictStore:
             now.live.pop(row, None)
         now.live.update(changes.live)
         now.applied = applied
+        return [key_of(namespace, name) for namespace, name, *_ in changes.jobs.values()]
 
     def checkpoint(self) -> bool:
         self._durable = self._now.copied()

@@ -17,6 +17,7 @@ from tests.sim.loop import VirtualLoop
 from tickwheel.server.api import limits
 from tickwheel.server.api.convert import Converter
 from tickwheel.server.api.grpc import Exchange
+from tickwheel.server.api.messages import request_class
 from tickwheel.server.cluster import peer_status
 from tickwheel.server.command import Create, JobView, NamedCommand, Redrive, Reply, Run
 from tickwheel.server.errors import NotLeader, TickwheelError
@@ -163,7 +164,9 @@ class Node:
 
     async def call(self, method: str, request: Message) -> Any:
         """A call of a client of this node."""
-        return await self.exchange.calls[f"tickwheel.v1.JobService.{method}"](request)
+        name = f"tickwheel.v1.JobService.{method}"
+        data = request.SerializeToString()
+        return await self.exchange.calls[name](request_class(name).FromString(data))
 
     def tick(self) -> int:
         """The order of things over all nodes."""

@@ -355,9 +355,9 @@ class Bench:
         """Write what changed to the store, and forget it in memory but for what is due within `keep_ms`."""
         table = self.shard.table
         applied = Applied(self.index, self.shard.epoch, self.shard.next_row, self.shard.last_ms)
-        self.store.flush(table.freeze(), applied)
+        keys = self.store.flush(table.freeze(), applied)
         self.log.clear()
-        table.thaw(self.now_ms + keep_ms)
+        table.thaw(self.now_ms + keep_ms, keys)
 
     def crash(self, by_ms: int = 0) -> None:
         """The leader dies; `by_ms` later another one leads, from the store and the log."""

@@ -30,7 +30,7 @@ from tickwheel.server.command import (
     Run,
     etag,
 )
-from tickwheel.server.decide import PAST_GRACE_MS, REQUESTS_MAX
+from tickwheel.server.decide import REQUESTS_MAX
 from tickwheel.server.errors import (
     Aborted,
     AlreadyExists,
@@ -40,6 +40,7 @@ from tickwheel.server.errors import (
     ResourceExhausted,
 )
 from tickwheel.server.fire import Outcome, OutcomeKind
+from tickwheel.server.making import PAST_GRACE_MS
 from tickwheel.server.model import (
     ExecutionKind,
     ExecutionState,

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -127,10 +127,11 @@ class Follows:
         self.applied = Applied()
         self.flushes: list[int] = []
 
-    def flush(self, changes: Changes, applied: Applied) -> None:
+    def flush(self, changes: Changes, applied: Applied) -> Sequence[int]:
         assert not changes
         self.applied = applied
         self.flushes.append(applied.index)
+        return ()
 
 
 def test_entries_that_changed_no_row_are_flushed_once_too() -> None:
@@ -163,8 +164,8 @@ def test_names_are_learnt_page_by_page_while_jobs_come() -> None:
         assert shard.table.find("n", "never") is UNKNOWN
         await keeper.learn()
         assert store.pages == 3
-        shard.table.freeze()
-        shard.table.thaw(0)
+        jobs = shard.table.freeze().jobs.values()
+        shard.table.thaw(0, [key_of(namespace, name) for namespace, name, *_ in jobs])
         for name in [*stored, "unflushed", "late-0", "late-1", "late-2"]:
             assert shard.table.find("n", name) is UNKNOWN
         assert shard.table.find("n", "never") is GONE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 
-from tickwheel.internal.v1 import effects_pb2
+from tickwheel.internal.v1 import effects_pb2, unread_pb2
 from tickwheel.server import model
 from tickwheel.server.command import Cancellation
 from tickwheel.server.query import GroupBy
@@ -65,11 +65,41 @@ def test_a_cancellation_has_the_servers_numbers() -> None:
         (effects_pb2.Execution.DESCRIPTOR, model.Execution._fields),
         (effects_pb2.Attempt.DESCRIPTOR, model.Attempt._fields),
         (effects_pb2.Effects.DESCRIPTOR, model.Effects._fields),
-        (effects_pb2.JobPut.DESCRIPTOR, ("row", *model.JobRow._fields)),
+        (effects_pb2.JobPuts.DESCRIPTOR, ("row", *model.JobRow._fields)),
     ],
 )
 def test_the_journal_mirrors_the_model(message: Descriptor, fields: tuple[str, ...]) -> None:
     assert tuple(field.name for field in message.fields) == fields
+
+
+@pytest.mark.parametrize(
+    ("unread", "read"),
+    [
+        (unread_pb2.UnreadCreate.DESCRIPTOR, job_service_pb2.CreateJobRequest.DESCRIPTOR),
+        (unread_pb2.UnreadBatch.DESCRIPTOR, job_service_pb2.BatchCreateJobsRequest.DESCRIPTOR),
+        (
+            unread_pb2.UnreadStreamMessage.DESCRIPTOR,
+            job_service_pb2.StreamCreateJobsRequest.DESCRIPTOR,
+        ),
+    ],
+)
+def test_what_is_not_read_yet_has_the_fields_of_what_is(
+    unread: Descriptor, read: Descriptor
+) -> None:
+    """In number, name and form on the wire; of two creates the jobs alone are bytes."""
+
+    def form(message: Descriptor) -> list[tuple[str, int, bool, str]]:
+        return [
+            (
+                f.name,
+                f.number,
+                f.is_repeated,
+                "message" if f.type in {f.TYPE_MESSAGE, f.TYPE_BYTES} else str(f.type),
+            )
+            for f in message.fields
+        ]
+
+    assert form(unread) == form(read)
 
 
 def test_the_routing_formula_stands_with_a_vector_that_holds() -> None:

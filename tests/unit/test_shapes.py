@@ -193,3 +193,60 @@ def test_a_form_that_does_not_hold_is_none() -> None:
 
 def test_a_job_that_is_stored_with_a_longer_or_shorter_time_is_not_remembered() -> None:
     assert not remembering(job(nanos=999_999_999))._known
+
+
+def moulded(of: job_pb2.Job) -> tuple[Shapes, bytes]:
+    """Shapes that know the job by its bytes alone."""
+    known, data = remembering(of), of.SerializeToString(deterministic=True)
+    assert known.known(data) is None, "nobody of that length came by yet"
+    assert isinstance(known.look(of), Prepared)
+    return known, data
+
+
+def test_a_job_is_known_by_its_bytes_alone() -> None:
+    known, data = moulded(job(body=b"four"))
+    assert_same(known.known(data), job(body=b"four"))
+    other = job(4_000_000_001, body=b"4our")
+    assert_same(known.known(other.SerializeToString(deterministic=True)), other)
+    longer = job(body=b"fives")
+    assert known.known(longer.SerializeToString(deterministic=True)) is None
+
+
+@pytest.mark.parametrize("nanos", [0, 5_000_000, 999_999_999])
+def test_bytes_with_one_changed_are_known_for_what_they_are_or_not_at_all(nanos: int) -> None:
+    """Nothing that protobuf would read as another job, or write in another way, is taken for this one."""
+    one = job(3_999_999_999, nanos=nanos, body=b"body")
+    known = Shapes(BODY_BYTES_MAX)
+    for of in (job(3_999_999_999, nanos=5_000_000, body=b"body"), one):
+        key = known.look(of)
+        if isinstance(key, Key):
+            known.remember(key, examined(of))
+        known.look(of)
+    data = one.SerializeToString(deterministic=True)
+    recognised = 0
+    for at in range(len(data)):
+        for flip in (1, 2, 8, 0x40, 0x80, 0xFF):
+            changed = data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :]
+            found = known.known(changed)
+            if found is not None:
+                recognised += 1
+                read = job_pb2.Job.FromString(changed)
+                assert read.SerializeToString(deterministic=True) == changed
+                assert found._replace(plan=None) == examined(read)._replace(plan=None)
+    assert recognised == 0 if nanos == 999_999_999 else recognised > 20
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"12345", b"123456", bytes(300), b"\xff" * 300])
+def test_junk_is_not_known(data: bytes) -> None:
+    known, right = moulded(job())
+    assert known.known(data) is None
+    assert known.known(right[:-1]) is None
+    assert known.known(right + b"\x00") is None
+
+
+def test_the_moulds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "MOULDS_MAX", 3)
+    known, _ = moulded(job())
+    for length in range(1, 50):
+        known.look(job(body=b"x" * length))
+        assert len(known._moulds) <= 3

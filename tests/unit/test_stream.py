@@ -6,6 +6,7 @@ import pytest
 from tests.bad_input import PARENT, good_job
 from tests.door import Door
 
+from tickwheel.internal.v1.unread_pb2 import UnreadStreamMessage
 from tickwheel.server.api import limits
 from tickwheel.server.api.creates import Creator
 from tickwheel.server.api.stream import CreateStream
@@ -38,9 +39,9 @@ class Written:
 async def stream(
     door: Door, *messages: pb.StreamCreateJobsRequest
 ) -> list[pb.StreamCreateJobsResponse]:
-    async def sent() -> AsyncIterator[pb.StreamCreateJobsRequest]:
+    async def sent() -> AsyncIterator[UnreadStreamMessage]:
         for message in messages:
-            yield message
+            yield UnreadStreamMessage.FromString(message.SerializeToString())
 
     written = Written()
     creator = Creator(door.scheduler, door.converter)

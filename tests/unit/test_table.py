@@ -4,11 +4,13 @@ import pytest
 
 from tickwheel.server import codec
 from tickwheel.server.model import JobRow, JobState, Status
+from tickwheel.server.placement import key_of
 from tickwheel.server.table import (
     EXECUTION_OVERHEAD_BYTES,
     GONE,
     JOB_OVERHEAD_BYTES,
     UNKNOWN,
+    Changes,
     Partly,
     Table,
 )
@@ -27,7 +29,12 @@ def job(name: str = "a", due_ms: int = 0, spec: bytes = b"spec") -> JobRow:
 
 def flushed(table: Table, keep_until_ms: int = NEVER_KEEP) -> None:
     table.freeze()
-    table.thaw(keep_until_ms)
+    thawed(table, keep_until_ms)
+
+
+def thawed(table: Table, keep_until_ms: int = NEVER_KEEP) -> None:
+    frozen = table.frozen or Changes()
+    table.thaw(keep_until_ms, [key_of(parts[0], parts[1]) for parts in frozen.jobs.values()])
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def test_a_status_stands_over_a_cached_job_through_its_flush(table: Table) -> No
     assert table.job(1) == job(due_ms=7)
     table.freeze()
     assert table.job(1) == job(due_ms=7)
-    table.thaw(NEVER_KEEP)
+    thawed(table)
     assert table.job(1) == job(due_ms=7)
 
 
@@ -113,7 +120,7 @@ def test_a_dropped_job_is_gone_by_row_and_name(table: Table) -> None:
     table.drop_job(1, "acme", "a")
     assert table.find("acme", "a") is GONE
     assert table.job(1) is GONE
-    table.thaw(NEVER_KEEP)
+    thawed(table)
     table.freeze()
     assert table.find("acme", "a") is GONE
     assert table.job(1) is GONE
@@ -159,9 +166,9 @@ def test_one_flush_at_a_time(table: Table) -> None:
     table.freeze()
     with pytest.raises(AssertionError, match="one flush"):
         table.freeze()
-    table.thaw(NEVER_KEEP)
+    thawed(table)
     with pytest.raises(AssertionError, match="nothing is frozen"):
-        table.thaw(NEVER_KEEP)
+        thawed(table)
 
 
 def test_the_frozen_set_is_never_changed(table: Table) -> None:
@@ -218,7 +225,7 @@ def test_what_a_set_knows_better_is_not_admitted(table: Table) -> None:
     table.put_ended(8, b"end")
     table.freeze()
     table.admit([(1, job()), (2, job("b"))], [(9, b"old"), (8, b"old")])
-    table.thaw(NEVER_KEEP)
+    thawed(table)
     assert table.job(1) is UNKNOWN
     assert table.job(2) is UNKNOWN
     assert table.execution(9) is UNKNOWN
@@ -292,5 +299,5 @@ def test_weight_follows_each_change(table: Table) -> None:
     table.freeze()
     table.put_live(8, b"")
     assert table.bytes_held == 3 * extra + 2
-    table.thaw(NEVER_KEEP)
+    thawed(table)
     assert table.bytes_held == extra
