@@ -258,10 +258,9 @@ class Replica:
         return self.ready
 
     def connected(self, peer: NodeId) -> None:
-        """The way to a peer is open again; what was sent before may be lost.
+        """The way to a peer is open again; what was sent before may be lost: a leader asks anew.
 
-        A leader asks anew. A follower says again what it has: its leader does not ask while it waits for a copy to be
-        taken, and the ack that it was may be lost.
+        A follower says again what it has: its leader does not ask while it waits for word of a copy.
         """
         self._unlinked.discard(peer)
         if self._lead is not None:
@@ -277,7 +276,7 @@ class Replica:
             self._lead.linked(peer, up=False)
 
     def not_offered(self, peer: NodeId) -> None:
-        """SnapshotWanted could not be told to the peer; without this it would be said again after `snapshot_ms` only."""
+        """SnapshotWanted was not told to the peer, which otherwise would be said again after `snapshot_ms` only."""
         if self._lead is not None:
             self._lead.not_offered(peer)
             self._moved = True
@@ -577,7 +576,7 @@ class Replica:
     def snapshot_installed(self, index: int, epoch: int, giver: NodeId) -> None:
         """The store holds a snapshot of (index, epoch). The log keeps what comes after it only if it holds that.
 
-        The giver leads, though this replica may not have heard from it yet; it says nothing before it hears of the copy.
+        Its giver leads, heard of or not, and waits for word of it.
         """
         assert self.role == Role.FOLLOWER, "ask `installing` first"
         self._installing = False
