@@ -246,7 +246,7 @@ class Copies:
             manifest = await self._fetch(shard, leader, directory)
             snapshot = Snapshot.from_json(manifest)
             await in_turns(query, self._shelves.verifying(directory, snapshot))
-            await self._put(shard, directory, snapshot)
+            await self._put(shard, directory, snapshot, leader)
             self._failures.pop(shard, None)
         except Fatal:
             raise
@@ -285,7 +285,7 @@ class Copies:
         if shard in self._slots and shard not in self._taking and shard not in self._offered:
             self._queue(shard, leader)
 
-    async def _put(self, shard: int, directory: Path, snapshot: Snapshot) -> None:
+    async def _put(self, shard: int, directory: Path, snapshot: Snapshot, leader: NodeId) -> None:
         """Let the copy take the store's place. Nothing is applied meanwhile."""
         replica = self._host.replicas[shard]
         if snapshot.shard != shard or not replica.installing(snapshot.index):
@@ -301,7 +301,7 @@ class Copies:
             self._slots[shard] = self._reopen(shard)
             raise
         self._slots[shard] = self._reopen(shard)
-        replica.snapshot_installed(snapshot.index, snapshot.epoch)
+        replica.snapshot_installed(snapshot.index, snapshot.epoch, leader)
         self._host.poke(shard)
         log.info("snapshot installed", extra={"shard": shard, "index": snapshot.index})
 

@@ -137,11 +137,16 @@ class Lead:
         peer = self.peers.get(name)
         if peer is None or match > self._log.last_index:
             return False
-        if match > peer.match:
+        news = match > peer.match
+        if news:
             self.moved_ms = now_ms
         peer.match = max(peer.match, match)
         if peer.pace is not Pace.SNAPSHOT or match >= self._log.base_index:
             peer.acked(match, now_ms)
+        elif news:
+            peer.probe(
+                match + 1
+            )  # its copy is in place, and too old by now: it has to take another
         return True
 
     def rejected(self, name: NodeId, hint: int) -> bool:

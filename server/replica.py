@@ -105,6 +105,7 @@ class Replica:
         self._takeover: Takeover | None = None
         self._lead: Lead | None = None
         self._installing = False
+        self._giver: NodeId = ""
         self._unlinked: set[NodeId] = set()
         self._moved = False
         holds.promised(shard, self.promised)
@@ -266,7 +267,7 @@ class Replica:
         if self._lead is not None:
             self._lead.linked(peer, up=True)
             self._moved = True
-        elif peer == self.leader:
+        elif peer in {self.leader, self._giver}:
             self._ledger.ack_again(peer, Acked(self.shard, self.promised, self.commit))
 
     def disconnected(self, peer: NodeId) -> None:
@@ -484,6 +485,9 @@ class Replica:
     def _on_acked(self, sender: NodeId, message: Acked) -> None:
         lead = self._lead
         if lead is None or message.epoch != self.epoch:
+            self.not_offered(
+                sender
+            )  # its copy may be of an epoch before, and it has not heard of this one yet
             self._ignore(message)
         elif lead.acked(sender, message.match, self._now_ms):
             self._moved = True
@@ -570,15 +574,18 @@ class Replica:
         """The store is as it was."""
         self._installing = False
 
-    def snapshot_installed(self, index: int, epoch: int) -> None:
-        """The store holds a snapshot of (index, epoch). The log keeps what comes after it only if it holds that."""
+    def snapshot_installed(self, index: int, epoch: int, giver: NodeId) -> None:
+        """The store holds a snapshot of (index, epoch). The log keeps what comes after it only if it holds that.
+
+        The giver leads, though this replica may not have heard from it yet; it says nothing before it hears of the copy.
+        """
         assert self.role == Role.FOLLOWER, "ask `installing` first"
         self._installing = False
         if epoch > self.promised:
             self._promise(epoch)
+        self._giver = giver
         self._ledger.install(index, epoch)
-        if self.leader:
-            self._ledger.ack(self.leader, Acked(self.shard, self.promised, index))
+        self._ledger.ack(self.leader or giver, Acked(self.shard, self.promised, index))
 
     _HANDLERS: ClassVar[dict[type, Callable[["Replica", NodeId, Any], None]]] = {
         Append: _on_append,

@@ -193,12 +193,12 @@ class World:
             case BeatAcked():
                 node.rights.acked(flight.sender, message)
             case Snapshot(state):
-                self.install(node, state)
+                self.install(node, state, flight.sender)
             case _:
                 node.replica.receive(flight.sender, message, now_ms)
         self.turn(node)
 
-    def install(self, node: Node, state: tuple[LogEntry, ...]) -> None:
+    def install(self, node: Node, state: tuple[LogEntry, ...], giver: str) -> None:
         """A snapshot is put in place."""
         if not node.replica.installing(end_of(state)[0]):
             return
@@ -206,7 +206,7 @@ class World:
             node.replica.install_failed()
             return
         node.state = list(state)
-        node.replica.snapshot_installed(*end_of(state))
+        node.replica.snapshot_installed(*end_of(state), giver)
         self.marks["installed"] += 1
 
     # --- the record ---

@@ -354,7 +354,7 @@ def test_a_peer_that_is_too_far_behind_takes_a_snapshot() -> None:
     assert c.installing(4)
     c.receive("a", append(1, (0, 0)), 0)
     assert c.ignored == {"Append": 1}
-    c.snapshot_installed(4, 1)
+    c.snapshot_installed(4, 1, "a")
     out = c.take()
     assert [item.type.name for item in out.records] == ["SNAPSHOT_BASE"]
     assert out.synced == [("a", Acked(SHARD, 1, 4))]
@@ -372,7 +372,7 @@ def test_a_snapshot_that_is_acked_into_the_void_is_acked_again_when_the_way_is_o
     leader, c = group["a"], group["c"]
     c.receive("a", append(1, (0, 0)), 0)
     assert c.installing(4)
-    c.snapshot_installed(4, 1)
+    c.snapshot_installed(4, 1, "a")
     synced(c)  # and nobody hears it
     assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
     c.connected("b")
@@ -381,6 +381,27 @@ def test_a_snapshot_that_is_acked_into_the_void_is_acked_again_when_the_way_is_o
     group.deliver("c", said(c), 0)
     group.run()
     assert peer_of(leader, "c")[0] is Pace.STREAM
+
+
+def test_a_snapshot_of_a_leader_that_was_never_heard_is_acked_all_the_same() -> None:
+    """All that it sent so far was lost, and it sends nothing more before it hears of the copy."""
+    one = replica("b")
+    assert one.installing(7)
+    one.snapshot_installed(7, 4, "a")
+    assert one.leader == ""
+    assert said(one) == [("a", Acked(SHARD, 4, 7))]
+    one.connected("a")
+    assert said(one) == [("a", Acked(SHARD, 4, 7))]
+
+
+def test_an_ack_of_an_epoch_before_says_that_the_copy_is_in_place() -> None:
+    """It was made before this leadership, of which its taker has not heard yet."""
+    group = far_ahead()
+    leader = group["a"]
+    assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
+    leader.receive("c", Acked(SHARD, 0, 4), 0)
+    assert leader.ignored["Acked"] == 1
+    assert peer_of(leader, "c")[0] is Pace.PROBE
 
 
 def test_a_snapshot_that_never_came_is_wanted_again() -> None:
@@ -393,6 +414,17 @@ def test_a_snapshot_that_never_came_is_wanted_again() -> None:
     leader.tick(30_000)
     group.run(30_000)
     assert events(group, "a") == [Leading(1), SnapshotWanted("c"), SnapshotWanted("c")]
+
+
+def test_a_snapshot_that_is_too_old_when_it_is_in_place_is_followed_by_another() -> None:
+    """The way was cut for longer than the log reaches back: the peer says where it is, and need not wait to be asked."""
+    group = far_ahead()
+    leader = group["a"]
+    for _ in range(2):
+        leader.receive("c", Acked(SHARD, 1, 2), 0)
+        group.run()
+    assert events(group, "a") == [Leading(1), SnapshotWanted("c"), SnapshotWanted("c")]
+    assert peer_of(leader, "c")[0] is Pace.SNAPSHOT
 
 
 def test_while_a_snapshot_is_under_way_more_is_kept() -> None:
@@ -431,19 +463,19 @@ def test_a_snapshot_is_taken_only_if_it_is_newer_and_by_a_follower() -> None:
     one.led(record(6, "b"), 0)
     assert not one.installing(12)
     with pytest.raises(AssertionError):
-        one.snapshot_installed(12, 2)
+        one.snapshot_installed(12, 2, "a")
 
 
 def test_a_snapshot_may_be_of_an_epoch_that_was_not_heard_of() -> None:
     one = replica("b", 1)
     assert one.installing(7)
-    one.snapshot_installed(7, 4)
+    one.snapshot_installed(7, 4, "a")
     out = synced(one)
     assert [(item.type.name, item.epoch) for item in out.records] == [
         ("PROMISE", 4),
         ("SNAPSHOT_BASE", 4),
     ]
-    assert out.now + out.synced == [], "nobody is known to lead"
+    assert out.synced == [("a", Acked(SHARD, 4, 7))], "whoever gave it leads"
     assert (one.promised, one.last, one.durable) == (4, (4, 7), 7)
 
 
