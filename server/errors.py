@@ -1,4 +1,4 @@
-"""Floor 0. Every error a caller can meet, in one tree; each door maps it once (`api/grpc.py`, `api/rest.py`).
+"""Floor 0. Every error a caller can meet, in one tree; the doors map it once (`api/errors`).
 
     TickwheelError                 code              when
     ├── InvalidArgument            INVALID_ARGUMENT    a field is wrong; `violations` name each
@@ -22,7 +22,7 @@
         └── DirectoryLocked                            another process owns the data directory
 
 `reason` is UPPER_SNAKE_CASE and stable: programs match on it. `metadata` repeats every dynamic part of the message
-(AIP-193). Must never import: anything of this project.
+(AIP-193). Must never import: anything of this project; no I/O, no clock.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ What a crash can do decides how damage is read. A segment is zeros before it is 
 next write starts only after the last one is synced. So after a crash only the LAST batch can be incomplete: cut at any
 byte, or with whole 512-byte sectors still zero. Anything else is rot (`judge`).
 
-Pure. Must never import: `files`, `journal`, `wal`, anything that does I/O.
+Must never import: `files`, `journal`, `wal`; no I/O, no clock.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -6,8 +6,10 @@ against a sample that breaks it, so that a rule which finds nothing is known to 
 
 import ast
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,13 @@ def titles(text: str) -> list[str]:
     return [] if count == 1 else [f"{count} titles, not one"]
 
 
+def says_pure(text: str) -> bool:
+    """Whether a room promises to be pure: in its opening line, or by "no I/O" where it says what it must not import."""
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    opening = docstring.partition("\n")[0]
+    return re.search(r"\bpure\b", opening.lower()) is not None or "no I/O" in docstring
+
+
 # --- held against the tree -------------------------------------------------------------------
 
 
@@ -185,6 +194,32 @@ def test_no_text_names_a_package_index() -> None:
 
 def test_every_page_has_one_title() -> None:
     assert faults((p for p in texts() if p.suffix == ".md"), titles) == []
+
+
+def test_the_gate_of_coverage_names_every_room_that_says_it_is_pure() -> None:
+    pure = [p for p in files("server") if p.suffix == ".py" and says_pure(read(p))]
+    assert sorted(str(p.relative_to(ROOT)) for p in pure) == gated()
+
+
+def test_the_core_that_may_do_no_io_is_under_the_gate() -> None:
+    contracts = pyproject()["tool"]["importlinter"]["contracts"]
+    (core,) = (c for c in contracts if c["name"].startswith("the core is pure"))
+    rooms = {p for p in (ROOT / "server").glob("*.py") if p.name != "__init__.py"}
+    drivers = {p for p in rooms if f"tickwheel.server.{p.stem} -> **" in core["ignore_imports"]}
+    assert drivers
+    assert {str(p.relative_to(ROOT)) for p in rooms - drivers} <= set(gated())
+
+
+def gated() -> list[str]:
+    """The rooms of which `make cover` wants every branch."""
+    report = pyproject()["tool"]["coverage"]["report"]
+    assert report["fail_under"] == 100
+    include: list[str] = report["include"]
+    return include
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads(read(ROOT / "pyproject.toml"))
 
 
 @pytest.mark.parametrize("name", ["server", "client"])
@@ -221,3 +256,18 @@ def test_the_links_for_the_editable_install_stand(name: str) -> None:
 def test_a_rule_finds_what_breaks_it(rule: Rule, bad: str, good: str) -> None:
     assert rule(bad) != []
     assert rule(good) == []
+
+
+@pytest.mark.parametrize(
+    ("docstring", "pure"),
+    [
+        ("Floor 1, pure. Which jobs are not there.", True),
+        ("Floor 3. Values of the port and etcd's messages. Pure.", True),
+        ("Floor 0. Values.\n\nMust never import: `model`; no I/O, no clock.", True),
+        ("Floor 3. Carries plans out.\n\n`plan` is pure.", False),
+        ("Floor 3. What is purely ours.", False),
+    ],
+)
+def test_a_room_is_pure_when_its_docstring_says_so(docstring: str, *, pure: bool) -> None:
+    assert says_pure(f'"""{docstring}"""') == pure
+    assert not says_pure("x = 'pure, no I/O'")

@@ -93,11 +93,6 @@ def absent(key: str) -> Compare:
     return Compare(key, Target.CREATE_REVISION, Relation.EQUAL, 0)
 
 
-def present(key: str) -> Compare:
-    """Hold when there is such a key."""
-    return Compare(key, Target.CREATE_REVISION, Relation.NOT_EQUAL, 0)
-
-
 def revision_is(item: Item) -> Compare:
     """Hold when nobody wrote the key since it was read."""
     return Compare(item.key, Target.MOD_REVISION, Relation.EQUAL, item.mod_revision)
@@ -109,7 +104,7 @@ def created_is(key: str, create_revision: int) -> Compare:
 
 
 def created_is_not(key: str, create_revision: int) -> Compare:
-    """Hold when the key is gone or of another creation (a session that has ended)."""
+    """Hold when the key is gone or of another creation (a session that has ended); 0: when it is there."""
     return Compare(key, Target.CREATE_REVISION, Relation.NOT_EQUAL, create_revision)
 
 

@@ -374,7 +374,11 @@ def _verify_bytes(directory: Path, file: SnapshotFile) -> Slices[None]:
 def open_still(path: Path) -> sqlite3.Connection:
     """A connection to a file that nobody changes: no locks, and no journal is made beside it."""
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
-    db.execute(f"PRAGMA cache_size = -{_CHECK_CACHE_BYTES // 1024}")
+    try:
+        db.execute(f"PRAGMA cache_size = -{_CHECK_CACHE_BYTES // 1024}")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -29,7 +29,6 @@ from tickwheel.server.cluster.ports import (
     absent,
     created_is,
     created_is_not,
-    present,
     revision_is,
     value_is,
     version_is,
@@ -101,7 +100,7 @@ async def test_a_key_carries_its_revisions(etcd: Etcd) -> None:
 
 async def test_a_deleted_key_is_created_anew(etcd: Etcd) -> None:
     first = await put(etcd, "k")
-    assert isinstance(await etcd.transact([present("k")], [Delete("k")]), Done)
+    assert isinstance(await etcd.transact([created_is_not("k", 0)], [Delete("k")]), Done)
     assert await etcd.get("k") is None
     second = await put(etcd, "k")
     assert second.version == 1
@@ -146,13 +145,13 @@ async def test_a_refused_transaction_changes_nothing_and_shows_what_is_there(etc
 async def test_comparisons(etcd: Etcd) -> None:
     item = await put(etcd, "k", b"m")
     assert await done(
-        etcd, present("k"), revision_is(item), version_is("k", 1), value_is("k", b"m")
+        etcd, created_is_not("k", 0), revision_is(item), version_is("k", 1), value_is("k", b"m")
     )
     assert await done(etcd, created_is("k", item.create_revision), created_is_not("k", 1))
     assert await done(etcd, absent("none"), created_is_not("none", item.create_revision))
     assert await done(etcd, created_is("none", 0), version_is("none", 0))
     assert not await done(etcd, absent("k"))
-    assert not await done(etcd, present("none"))
+    assert not await done(etcd, created_is_not("none", 0))
     assert not await done(etcd, created_is_not("k", item.create_revision))
     await put(etcd, "k", b"n")
     assert not await done(etcd, revision_is(item))

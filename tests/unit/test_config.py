@@ -60,6 +60,8 @@ def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path)
         ("allow_private_targets", "", ()),
         ("allow_private_targets", "10.0.0.0/8, fd00::/8", ("10.0.0.0/8", "fd00::/8")),
         ("allow_private_targets", ["10.0.0.0/8"], ("10.0.0.0/8",)),
+        ("etcd", "e1:2379, https://e2:2379", ("e1:2379", "https://e2:2379")),
+        ("etcd", ["[fd00::1]:2379"], ("[fd00::1]:2379",)),
         ("data_dir", "/srv/x", "/srv/x"),
     ],
 )
@@ -86,6 +88,9 @@ def test_values_are_read(name: str, text: object, value: object) -> None:
         ("allow_private_targets", "10.0.0.0/99", "'10.0.0.0/99' is not a network"),
         ("allow_private_targets", [1], "networks in CIDR form"),
         ("allow_private_targets", 5, "networks in CIDR form"),
+        ("etcd", "e1:2379, e2", "'e2' is not host:port"),
+        ("etcd", "e1:70000", "'e1:70000' is not host:port"),
+        ("etcd", "ftp://e1:2379", "'ftp://e1:2379' is not host:port"),
         ("grpc_listen", "7070", "is not host:port"),
         ("grpc_listen", "h:70000", "is not host:port"),
         ("grpc_listen", "0.0.0.0:7070", "insecure_listen"),

@@ -12,6 +12,7 @@ from tickwheel.server.query import (
     JobQuery,
     Key,
     Range,
+    behind_row,
     merge_counts,
     merge_executions,
     merge_jobs,
@@ -34,6 +35,13 @@ def test_executions_merge_newest_first() -> None:
 
 def test_counts_add_up() -> None:
     assert merge_counts([{1: 2, 3: 1}, {}, {1: 5}]) == {1: 7, 3: 1}
+
+
+@pytest.mark.parametrize("shard", [2, 3, 4])
+def test_the_next_page_begins_in_each_shard_right_behind_the_last_key(shard: int) -> None:
+    after = Key(5, 7, 3)
+    behind = [row for row in range(1, 20) if Key(5, row, shard) > after]
+    assert behind_row(after, shard) == behind[0]
 
 
 @pytest.mark.parametrize(

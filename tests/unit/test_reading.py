@@ -104,6 +104,18 @@ def test_an_execution_that_begins_in_the_same_batch_is_not_looked_up() -> None:
     assert [live for _, _, live in rounds(bench, *batch)] == [0]
 
 
+def test_of_several_ends_only_what_does_not_begin_in_their_batch_is_looked_up() -> None:
+    bench = Bench()
+    for name, by_ms in (("before", HOUR), ("one", 2 * HOUR), ("two", 2 * HOUR)):
+        bench.create(name, once(NOW + by_ms))
+    bench.fire_one(HOUR)
+    bench.tick(HOUR, log=False)
+    bench.flush()
+    batch = [*bench.leading, *(Ended(fire, failed()) for fire in bench.outbox)]
+    assert len(batch) == 2 + 3
+    assert [live for _, _, live in rounds(bench, *batch)] == [1]
+
+
 def test_a_status_known_here_stands_over_the_job_read_there() -> None:
     bench = Bench()
     bench.create("a", every(HOUR))

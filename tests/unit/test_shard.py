@@ -485,3 +485,80 @@ def test_what_was_put_off_and_changed_meanwhile_does_not_fire(bench: Bench) -> N
     assert reply.cancellation == Cancellation.BEFORE_DISPATCH
     bench.shard.load([entry for _, entry in fired.crowded])
     assert bench.tick() == []
+
+
+# --- one leadership after the other ----------------------------------------------------------
+
+
+def leads_again(bench: Bench, by_ms: int = 0) -> None:
+    """The shard is given up, and led again on the same node, from what is applied."""
+    bench.shard.resign()
+    bench.outbox.clear()
+    bench.leading.clear()
+    bench.now_ms += by_ms
+    bench.shard.lead(bench.shard.epoch + 1, bench.now_ms)
+    bench.shard.widen(bench.now_ms + DAY)
+
+
+def test_nothing_is_due_or_may_be_sent_once_the_shard_was_given_up(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    bench.create("b", once(NOW + 2 * HOUR))
+    (fire,) = bench.tick(HOUR)
+    bench.shard.resign()
+    assert not bench.shard.may_send(fire)
+    assert bench.tick(DAY) == []
+    assert (bench.shard.wheel.next_ms(), bench.shard.running(fire.job_row)) == (None, 0)
+
+
+def test_what_a_follower_applies_stays_out_of_its_wheel(bench: Bench) -> None:
+    effects = bench.begin(creation("a", once(NOW + HOUR))).batch.effects
+    assert effects is not None
+    bench.shard.resign()
+    bench.shard.apply(effects)
+    assert len(bench.shard.wheel) == 0
+    bench.shard.lead(2, NOW)
+    bench.shard.widen(NOW + DAY)
+    assert [fire.job for fire in bench.tick(HOUR)] == ["a"]
+
+
+def test_a_request_of_the_former_leadership_goes_out_again_with_its_id(bench: Bench) -> None:
+    bench.create("a", once(NOW + HOUR))
+    former = bench.fire_one(HOUR)
+    leads_again(bench, SECOND)
+    fire = bench.fire_one()
+    assert (fire.id, fire.attempt, fire.epoch) == (former.id, former.attempt, former.epoch + 1)
+    assert not bench.shard.may_send(former)
+    bench.answer(fire)
+    assert [e.state for e in bench.ended()] == [ExecutionState.SUCCEEDED]
+
+
+def test_what_was_decided_and_never_committed_holds_nothing_later(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    bench.begin(Cancel(NAMESPACE, "a"))
+    assert bench.tick(HOUR, log=False) == [], "it waits for the batch"
+    leads_again(bench)
+    assert bench.status("a").state == JobState.SCHEDULED
+    assert [fire.job for fire in bench.tick()] == ["a"]
+
+
+def test_a_due_that_was_never_logged_falls_due_again(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    (former,) = bench.tick(HOUR, log=False)
+    leads_again(bench)
+    fire = bench.fire_one()
+    assert (fire.id, fire.attempt) == (former.id, 1)
+    bench.answer(fire)
+    assert bench.status("a").due_ms == NOW + 2 * HOUR
+
+
+def test_the_next_leadership_goes_on_catching_up(bench: Bench) -> None:
+    caught_up_one_by_one(bench)
+    leads_again(bench)
+    bench.answer(bench.fire_one())
+    assert bench.fire_one().scheduled_ms == NOW + 2 * HOUR
+
+
+def test_a_leadership_does_not_begin_before_what_is_applied(bench: Bench) -> None:
+    bench.create("a", every(HOUR))
+    leads_again(bench, -MINUTE)
+    assert bench.shard.start_ms == NOW

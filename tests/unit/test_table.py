@@ -246,6 +246,15 @@ def test_admitted_rows_serve_until_they_change(table: Table) -> None:
     assert table.execution(8) is UNKNOWN
 
 
+def test_a_new_spec_stands_over_the_cached_one_through_its_flush(table: Table) -> None:
+    table.admit([(1, job(spec=b"old"))], [])
+    table.put_job(1, job(spec=b"new"))
+    assert table.job(1) == job(spec=b"new")
+    flushed(table)
+    assert table.job(1) is UNKNOWN, "the store knows the new one"
+    assert table._cache_bytes == 0
+
+
 def test_the_cache_is_bounded_and_lets_go_of_the_oldest() -> None:
     room = JOB_OVERHEAD_BYTES + 200
     table = Table(2 * room)

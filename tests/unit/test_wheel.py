@@ -292,3 +292,29 @@ def test_entries_of_a_second_come_out_sorted() -> None:
     taken = drain(wheel, NOW_MS + 10_000, 100)
     assert all(before <= after for before, after in pairwise(taken))
     assert len(taken) == 2_000
+
+
+def test_what_comes_down_into_a_slot_whose_least_due_is_known_is_seen() -> None:
+    wheel = Wheel(0)
+    slot_ms = SLOTS * SLOTS + 5 * SLOTS
+    wheel.add(slot_ms + 500, 1, 1)
+    wheel.advance(SLOTS * SLOTS - 10, 1)
+    wheel.add(slot_ms + 700, 2, 1)
+    assert wheel.next_ms() == slot_ms + 500, (
+        "the slot of the outer level was asked, and the inner one"
+    )
+    assert wheel.advance(SLOTS * SLOTS, 1) == []
+    wheel.check()
+    assert wheel.next_ms() == slot_ms + 500
+    assert [row for _, row, _ in wheel.advance(slot_ms + 999, 5)] == [1, 2]
+
+
+def test_equal_due_times_keep_their_order_when_one_jump_passes_a_millisecond_and_its_outer_slot() -> (
+    None
+):
+    wheel = Wheel(0)
+    wheel.add(1_500, 1, 1)
+    assert wheel.advance(600, 1) == []
+    wheel.add(1_500, 2, 1)
+    assert [row for _, row, _ in wheel.advance(2_000, 5)] == [1, 2]
+    wheel.check()
