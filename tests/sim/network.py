@@ -14,7 +14,8 @@ decided by the same `Admission` as in a real node, and what waits is held in the
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,11 +337,12 @@ class SimPeers:
         request = pb.SnapshotRequest(
             hello=hello, shard=shard, manifest_sha256=digest, file=number, offset=offset
         )
-        return await download.take(self._pieces(address, target, request))
+        async with aclosing(self._pieces(address, target, request)) as pieces:
+            return await download.take(pieces)
 
     async def _pieces(
         self, address: str, target: "SimPeers", request: pb.SnapshotRequest
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
 
         async def serve() -> None:
