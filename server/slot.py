@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import islice
 from typing import TypeVar
 
 from tickwheel.server import codec
@@ -180,14 +181,14 @@ class Room:
 
     def take(self, commands: Sequence[Command]) -> int:
         """How many of these go in, from the front; a group takes at least one of what it is offered first."""
-        left, bytes_left = self.commands, self.bytes
-        for command in commands:
-            if left <= 0 or bytes_left <= 0:
+        count, bytes_left = 0, self.bytes
+        for size in map(weight, islice(commands, max(self.commands, 0))):
+            if bytes_left <= 0:
                 break
-            left -= 1
-            bytes_left -= weight(command)
-        count = self.commands - left
-        self.commands, self.bytes = left, bytes_left
+            count += 1
+            bytes_left -= size
+        self.commands -= count
+        self.bytes = bytes_left
         return count
 
 

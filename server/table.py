@@ -197,7 +197,8 @@ class Table:
     def put_jobs(self, jobs: Sequence[tuple[Row, JobParts]]) -> None:
         """New jobs, or new specs of jobs."""
         active, rows = self.active, dict(jobs)
-        if any(not rows.keys().isdisjoint(s) for s in (active.jobs, active.statuses, self._jobs)):
+        known = active.jobs.keys(), active.statuses.keys(), self._jobs.keys()
+        if not all(rows.keys().isdisjoint(keys) for keys in known):
             for row, job in jobs:
                 self.put_job(row, job)
             return

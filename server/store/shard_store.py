@@ -27,13 +27,15 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, Protocol, Self, TypeVar
 
 from tickwheel.server import codec
 from tickwheel.server.errors import StoreFailed
 from tickwheel.server.model import JobParts, JobRow, Ms, Row
-from tickwheel.server.placement import key_of
+from tickwheel.server.placement import key_of, keys_of
 from tickwheel.server.query import (
     Applied,
     Due,
@@ -267,9 +269,10 @@ class ShardStore:
         fresh = [row for row in changes.jobs if row > self._top_row]
         known = [row for row in changes.jobs if row <= self._top_row]
         tally = _tally(db, [*known, *changes.statuses, *changes.drops], -1)
-        keys = [key_of(job[0], job[1]) for job in changes.jobs.values()]
-        _PUT_JOB.run(db, self._job_values(db, changes.jobs, keys))
-        _PUT_SPEC.run(db, [(row, spec) for row, (_, _, _, spec, _, _) in changes.jobs.items()])
+        keys = _keys(changes.jobs)
+        if keys:
+            _PUT_JOB.run(db, self._job_values(db, changes.jobs, keys))
+            _PUT_SPEC.run(db, [(row, spec) for row, (_, _, _, spec, _, _) in changes.jobs.items()])
         _SET_STATUS.run(
             db, [_status_values(row, status) for row, status in changes.statuses.items()]
         )
@@ -284,18 +287,17 @@ class ShardStore:
     def _job_values(
         self, db: sqlite3.Connection, jobs: Mapping[Row, JobParts], keys: Sequence[int]
     ) -> list[tuple[sqlite.Value, ...]]:
-        """What is written of each job beside its spec: one loop, for it holds the interpreter that the node runs on."""
-        values: list[tuple[sqlite.Value, ...]] = []
-        number, columns = self._namespaces.number, codec.status_columns
-        for (row, (namespace, name, uid, _, status, labels)), key in zip(
-            jobs.items(), keys, strict=True
-        ):
-            state, outcome, generation, next_ms, due_ms, create_ms, update_ms = columns(status)
-            values.append(
-                (row, number(db, namespace), key, state, outcome, generation, next_ms,
-                 due_ms or None, create_ms, update_ms, name, labels, uid, status)
-            )  # fmt: skip
-        return values
+        """What is written of each job beside its spec, put together by column: it holds the interpreter meanwhile."""
+        namespaces, names, uids, _, statuses, labels = zip(*jobs.values(), strict=True)
+        states, outcomes, generations, next_ms, due_ms, create_ms, update_ms = zip(
+            *map(codec.status_columns, statuses), strict=True
+        )
+        number = {name: self._namespaces.number(db, name) for name in {*namespaces}}
+        columns = (
+            jobs.keys(), [number[name] for name in namespaces], keys, states, outcomes, generations, next_ms,
+            [ms or None for ms in due_ms], create_ms, update_ms, names, labels, uids, statuses,
+        )  # fmt: skip
+        return list(zip(*columns, strict=True))
 
     def _write_live(self, db: sqlite3.Connection, changes: Changes) -> None:
         if changes.ended:
@@ -449,6 +451,14 @@ class ShardStore:
         if self._lists is None:
             self._lists = sqlite.connect(self._path, cache_bytes=self._options.list_cache_bytes)
         return self._lists
+
+
+def _keys(jobs: Mapping[Row, JobParts]) -> list[int]:
+    """Each job's key, in their order; jobs of one namespace mostly come in a row."""
+    keys: list[int] = []
+    for namespace, of_namespace in groupby(jobs.values(), itemgetter(0)):
+        keys += keys_of(namespace, [name for _, name, *_ in of_namespace])
+    return keys
 
 
 def _status_values(row: Row, status: bytes) -> tuple[Row, int, int, int, Ms, Ms | None, Ms, bytes]:

@@ -8,6 +8,7 @@ Must never import: rooms of floor 3 or higher; no threads, no clock.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -125,9 +126,7 @@ class Bulk:
         """Execute it for all rows."""
         at = 0
         for size in self.sizes(len(rows)):
-            values: list[Value] = []
-            for row in rows[at : at + size]:
-                values.extend(row)
+            values = list(chain.from_iterable(rows[at : at + size]))
             assert len(values) == size * self._width, f"a row is not {self._width} values wide"
             db.execute(self._statements[size], values)
             at += size
