@@ -15,6 +15,7 @@ class Promise:
     """What is known of one creation, from its users' point of view.
 
     `firm`: nobody disturbed its schedule, but for pausing and resuming. `brief`: it is forgotten soon after its end.
+    `moved`: somebody asked for another time, so there may be a second occurrence behind one that arrived.
     `cancelled_at`: so many arrivals had been seen when CANCELLED_BEFORE_DISPATCH was answered; `never_sent`: its only
     occurrence had not arrived when that cancel was asked for, so it must not have arrived between the two either.
     """
@@ -27,6 +28,7 @@ class Promise:
     created_ms: Ms
     brief: bool = False
     firm: bool = True
+    moved: bool = False
     cancelled_at: int = -1
     never_sent: bool = False
 

@@ -136,7 +136,7 @@ class Users:
 
     async def _disturb(self, promise: Promise, command: NamedCommand) -> None:
         arrivals, uid = self._world.ledger.arrivals, promise.uid.hex()
-        self._loosen(promise.name)
+        self._loosen(promise.name, moved=isinstance(command, Update))
         untouched = not any(arrival.id.startswith(uid) for arrival in arrivals)
         reply = await self._call(command)
         self._loosen(promise.name)
@@ -145,13 +145,14 @@ class Users:
         self._world.marks[CANCELLATIONS[reply.cancellation]] += 1
         if reply.view.job.uid == promise.uid and reply.cancellation == Cancellation.BEFORE_DISPATCH:
             promise.cancelled_at = len(arrivals)
-            promise.never_sent = untouched and bool(promise.once_ms)
+            promise.never_sent = untouched and bool(promise.once_ms) and not promise.moved
 
-    def _loosen(self, name: str) -> None:
+    def _loosen(self, name: str, *, moved: bool = False) -> None:
         """A name may have been given anew while the call was on its way: whoever bears it is not firm any more."""
         for promise in self._world.ledger.promises.values():
             if promise.name == name:
                 promise.firm = False
+                promise.moved = promise.moved or moved
 
     # --- pausing ---
 

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -253,10 +253,11 @@ def test_large_flush(tmp_path: Path) -> None:
 
 
 def test_same_hash_is_not_the_same_name(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def colliding(_namespace: str, _name: str) -> int:
-        return 7
+    def colliding(_namespace: str, names: Sequence[str]) -> list[int]:
+        return [7] * len(names)
 
-    monkeypatch.setattr("tickwheel.server.store.shard_store.key_of", colliding)
+    monkeypatch.setattr("tickwheel.server.store.shard_store.keys_of", colliding)
+    monkeypatch.setattr("tickwheel.server.store.shard_store.key_of", lambda *_: 7)
     store.flush(Changed(jobs={1: job("a"), 2: job("b"), 3: job("c")}), Applied(1))
     assert store.find([("acme", "b"), ("acme", "x")]) == {("acme", "b"): 2}
 
