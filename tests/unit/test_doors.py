@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
 from tests.bad_input import JOB, PARENT, good_create, good_job
 from tests.door import Door, create
 from tests.fake_scheduler import NOW_MS
 
+from tickwheel.internal.v1.unread_pb2 import UnreadBatch
 from tickwheel.server.api import limits, names
 from tickwheel.server.command import Create, Redrive, Run, etag
 from tickwheel.server.errors import (
@@ -126,6 +128,28 @@ async def test_a_batch_can_answer_with_jobs(door: Door) -> None:
     (result,) = (await door("BatchCreateJobs", batch)).results
     assert result.job.name == JOB
     assert not result.job.http_target.body
+
+
+@pytest.mark.parametrize(
+    ("junk", "reason"), [(b"\xfa\x7f\x01x", "FIELD_UNKNOWN"), (b"\xff", "MESSAGE_MALFORMED")]
+)
+async def test_a_job_that_can_not_be_read_costs_the_others_nothing(
+    door: Door, junk: bytes, reason: str
+) -> None:
+    """Also among jobs of one shape, which are known by their bytes."""
+    creates = [good_create() for _ in range(4)]
+    for number, create_ in enumerate(creates):
+        create_.job_id = f"j{number}"
+    batch = UnreadBatch.FromString(
+        pb.BatchCreateJobsRequest(parent=PARENT, requests=creates).SerializeToString()
+    )
+    batch.requests[2].job += junk
+    response = await door("BatchCreateJobs", batch)
+    kinds = [result.WhichOneof("result") for result in response.results]
+    assert kinds == ["handle", "handle", "error", "handle"]
+    info = ErrorInfo()
+    assert response.results[2].error.details[0].Unpack(info)
+    assert info.reason == reason
 
 
 async def test_a_batch_of_only_bad_requests_asks_nothing(door: Door) -> None:
