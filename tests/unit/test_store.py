@@ -253,11 +253,14 @@ def test_large_flush(tmp_path: Path) -> None:
 
 
 def test_same_hash_is_not_the_same_name(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def colliding(_namespace: str, names: Sequence[str]) -> list[int]:
+    def one(_namespace: str, _name: str) -> int:
+        return 7
+
+    def many(_namespace: str, names: Sequence[str]) -> list[int]:
         return [7] * len(names)
 
-    monkeypatch.setattr("tickwheel.server.store.shard_store.keys_of", colliding)
-    monkeypatch.setattr("tickwheel.server.store.shard_store.key_of", lambda *_: 7)
+    monkeypatch.setattr("tickwheel.server.store.shard_store.key_of", one)
+    monkeypatch.setattr("tickwheel.server.store.shard_store.keys_of", many)
     store.flush(Changed(jobs={1: job("a"), 2: job("b"), 3: job("c")}), Applied(1))
     assert store.find([("acme", "b"), ("acme", "x")]) == {("acme", "b"): 2}
 
