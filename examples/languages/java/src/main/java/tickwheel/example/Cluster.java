@@ -12,9 +12,9 @@ import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
-import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
-import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.ScheduledThreadPoolExecutor;
+import java.util.concurrent.ThreadPoolExecutor.DiscardPolicy;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Consumer;
@@ -78,7 +78,7 @@ final class Cluster implements AutoCloseable {
   private final AtomicInteger turn = new AtomicInteger();
   private final Context.CancellableContext life = Context.ROOT.withCancellation();
   private final Thread following = new Thread(this::follow, "follow");
-  private final ScheduledExecutorService timer = Executors.newSingleThreadScheduledExecutor();
+  private final ScheduledThreadPoolExecutor timer = new ScheduledThreadPoolExecutor(1, new DiscardPolicy());
   private tickwheel.v1.ClusterServiceOuterClass.Cluster map; // the newest that was seen; guarded by this
 
   /** Take the first map, and follow its changes from then on. Some of the addresses' nodes must be alive. */
