@@ -75,7 +75,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 closings += [work] if isinstance(work, Coroutine) else []
             elif getcoroutinestate(work) == CORO_CREATED:
                 work.close()
-        for handle in self._ready:  # type: ignore[attr-defined]
+        ready: list[Any] = list(self._ready)  # type: ignore[attr-defined]
+        for handle in ready:
             closings += [work for work in handle._args or () if isinstance(work, Coroutine)]
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
