@@ -319,21 +319,32 @@ def _named(job: Job, time_ms: int) -> bool:
     return time_ms == job.due_ms or any(o.due_ms == time_ms for o in job.operations)
 
 
-def _promised(job: Job, horizon_ms: int) -> Iterator[int]:
-    """The occurrences that must have been attempted by the horizon, as far as no operation took the promise back."""
+def _promised(job: Job, horizon_ms: int) -> Iterator[set[int]]:
+    """The occurrences that must have been attempted by the horizon, as far as no operation took the promise back.
+
+    Each as the times that it may have: more than one where updates overlapped, since nobody knows which was the last.
+    """
     if any(_may_end(o) for o in job.operations):
         return
     if job.period_ms:
-        yield from range(job.due_ms, horizon_ms + 1, job.period_ms)
+        yield from ({due} for due in range(job.due_ms, horizon_ms + 1, job.period_ms))
         return
-    due = job.due_ms
-    for operation in job.operations:
-        if operation.kind == "update" and operation.due_ms and operation.answer != "COMPLETED":
-            if not operation.answer or _taken_back(job, operation):
-                return  # either due time may be the true one, or none
-            due = operation.due_ms
-    if due <= horizon_ms:
-        yield due
+    moves = [o for o in job.operations if _moves(o)]
+    if any(not move.answer or _taken_back(job, move) for move in moves):
+        return  # either due time may be the true one, or none
+    dues = {move.due_ms for move in moves if not _superseded(move, moves)} or {job.due_ms}
+    if max(dues) <= horizon_ms:
+        yield dues
+
+
+def _moves(operation: Operation) -> bool:
+    """An update that gave a one-off another time, or may have."""
+    return operation.kind == "update" and operation.due_ms > 0 and operation.answer != "COMPLETED"
+
+
+def _superseded(move: Operation, moves: Iterable[Operation]) -> bool:
+    """True if another update was sent when this one was answered already."""
+    return any(other.sent_ms > move.answered_ms for other in moves)
 
 
 def _taken_back(job: Job, update: Operation) -> bool:
@@ -355,10 +366,11 @@ def _check_lost(
     history: History, job: Job, arrivals: list[Arrival], excuses: list[Excuse], report: Report
 ) -> None:
     arrived = {scheduled_ms(arrival) for arrival in arrivals}
-    for due in _promised(job, history.horizon_ms):
+    for dues in _promised(job, history.horizon_ms):
         report.expected += 1
-        if due in arrived:
+        if dues & arrived:
             continue
+        due = min(dues)
         if _excused(job, due, excuses):
             report.excused += 1
         else:

@@ -21,8 +21,8 @@ Must never import: the doors, `node`.
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -105,19 +105,20 @@ def _restore_shard(source: Path, shards: Path, snapshot: Snapshot) -> None:
     for file in snapshot.files:
         shutil.copyfile(source / file.name, shards / file.name)
         os.chmod(shards / file.name, 0o600)  # noqa: PTH101
-    with closing(_plain(shards / main_name(snapshot.shard))) as db:
+    with _plain(shards / main_name(snapshot.shard)) as db:
         db.execute("UPDATE applied SET epoch = epoch + ?", (EPOCH_JUMP,))
     for file in snapshot.files[1:]:
-        with closing(_plain(shards / file.name)) as db:
+        with _plain(shards / file.name) as db:
             db.execute("DELETE FROM execution WHERE row >= ?", (snapshot.next_row,))
 
 
-def _plain(path: Path) -> sqlite3.Connection:
+@contextmanager
+def _plain(path: Path) -> Generator[sqlite3.Connection, None, None]:
     """A connection without a journal of its own: the whole directory counts, or nothing of it."""
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode = DELETE").fetchone()
-    db.execute("PRAGMA synchronous = OFF")
-    return db
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = DELETE").fetchone()
+        db.execute("PRAGMA synchronous = OFF")
+        yield db
 
 
 def _sync_all(shards: Path) -> None:

@@ -16,7 +16,6 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Final
 from tickwheel.server.errors import FailedPrecondition
 from tickwheel.server.model import Ms
 from tickwheel.server.store import snapshot as one
-from tickwheel.server.store.snapshot import Snapshot, load_manifest, open_still, write_durably
+from tickwheel.server.store.snapshot import Snapshot, load_manifest, reading_still, write_durably
 
 FORMAT: Final = 2
 MANIFEST: Final = "backup.json"
@@ -90,7 +89,7 @@ def count_namespaces(directory: Path, shards: Iterable[int]) -> dict[str, int]:
     for shard in shards:
         main = shard_directory(directory, shard) / one.main_name(shard)
         try:
-            with closing(open_still(main)) as db:
+            with reading_still(main) as db:
                 counts.update(dict(db.execute(sql)))
         except sqlite3.Error as error:
             raise _refused(f"{main} can't be read: {error}") from error

@@ -110,14 +110,13 @@ def _group(grouping: Grouping) -> tuple[str, list[sqlite.Value]]:
         case GroupBy.LAST_OUTCOME:
             return "last_outcome", []
         case GroupBy.NEXT_TIME:
-            return "next_ms / ?1 * ?1", [grouping.bucket_ms]
+            return "next_ms / ? * ?", [grouping.bucket_ms] * 2
         case GroupBy.LABEL:
             # The text between the key's mark and the next separator; the labels end with one.
-            behind = "substr(labels, instr(labels, ?1) + length(?1))"
+            behind = "substr(labels, instr(labels, ?) + length(?))"
             value = f"substr({behind}, 1, instr({behind}, char(31)) - 1)"
-            return f"CASE instr(labels, ?1) WHEN 0 THEN '' ELSE {value} END", [
-                f"\x1f{grouping.label}="
-            ]
+            group = f"CASE instr(labels, ?) WHEN 0 THEN '' ELSE {value} END"
+            return group, [f"\x1f{grouping.label}="] * group.count("?")
         case _:
             return "0", []
 

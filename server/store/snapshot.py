@@ -343,7 +343,7 @@ def verifying(directory: Path, snapshot: Snapshot) -> Slices[None]:
     for file in snapshot.files:
         main = file.name == main_name(snapshot.shard)
         try:
-            with closing(open_still(directory / file.name)) as db:
+            with reading_still(directory / file.name) as db:
                 known = shard_store.FORMAT if main else history.FORMAT
                 _verify_format(db, file.name, known)
                 if main:
@@ -371,15 +371,13 @@ def _verify_bytes(directory: Path, file: SnapshotFile) -> Slices[None]:
         raise damaged(f"{file.name} does not have the digest of its manifest")
 
 
-def open_still(path: Path) -> sqlite3.Connection:
+@contextmanager
+def reading_still(path: Path) -> Generator[sqlite3.Connection, None, None]:
     """A connection to a file that nobody changes: no locks, and no journal is made beside it."""
-    db = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
-    try:
+    uri = f"{path.as_uri()}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
         db.execute(f"PRAGMA cache_size = -{_CHECK_CACHE_BYTES // 1024}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+        yield db
 
 
 def _verify_format(db: sqlite3.Connection, name: str, known: int) -> None:

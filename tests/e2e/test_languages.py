@@ -1,8 +1,9 @@
 """Programs in Node.js, Go and Java on generated stubs: the same story against three nodes, one of which is killed.
 
-Each program of `examples/languages` creates, reads, lists and cancels jobs, and checks what it was answered; here it is
-built with its language's own tools, a node is killed when it says so, and what it says of its jobs is held against what
-the target saw and against the shards as Python computes them. `make languages` runs this.
+Each program of `examples/languages` creates, reads, lists, cancels and watches jobs, and checks what it was answered;
+here it is built with its language's own tools, a node is killed when it says so (the one that serves its watch), and what
+it says of its jobs is held against what the target saw, against the shards as Python computes them, and against the
+executions that must have been watched. `make languages` runs this.
 """
 
 import os
@@ -104,10 +105,11 @@ def build(language: Language) -> None:
 
 @dataclass
 class Story:
-    """What a program said, line by line: jobs, cancels, numbers, all else."""
+    """What a program said, line by line: jobs, cancels, what was watched, numbers, all else."""
 
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
     shards: dict[str, int] = field(default_factory=dict[str, int])
+    seen: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     numbers: dict[str, int] = field(default_factory=dict[str, int])
     rest: list[str] = field(default_factory=list[str])
 
@@ -121,6 +123,8 @@ class Story:
             case ["cancel", name, sent_ms, answered_ms, answer]:
                 told = Operation("cancel", int(sent_ms), int(answered_ms), answer)
                 self.jobs[name].operations.append(told)
+            case ["seen", name, execution, state]:
+                self.seen.append((name, execution, state))
             case ["repeats" | "watches" as what, number]:
                 self.numbers[what] = int(number)
             case _:
@@ -171,6 +175,14 @@ def hold_shards(told: Mapping[str, int], namespace: str) -> None:
     assert len(set(expected.values())) == SHARDS, "too few jobs to meet every shard"
 
 
+def hold_watch(story: Story) -> None:
+    """Each job but the cancelled ones was seen to succeed, as the execution that its uid and its time make, and no other."""
+    assert {state for _, _, state in story.seen} <= {"PENDING", "RUNNING", "RETRYING", "SUCCEEDED"}
+    expected = {(j.name, f"{j.uid}:{j.due_ms}") for j in story.jobs.values() if not j.operations}
+    assert {(name, execution) for name, execution, _ in story.seen} == expected
+    assert {(name, e) for name, e, state in story.seen if state == "SUCCEEDED"} == expected
+
+
 @pytest.mark.parametrize("language", LANGUAGES, ids=[language.name for language in LANGUAGES])
 def test_the_program_outlives_a_leader(language: Language, tmp_path: Path, sink: Sink) -> None:
     why = missing(language)
@@ -180,7 +192,7 @@ def test_the_program_outlives_a_leader(language: Language, tmp_path: Path, sink:
     outages: list[Outage] = []
     with Cluster(tmp_path, options=["--shards", str(SHARDS)]) as cluster:
         cluster.start()
-        leads = cluster.leads()  # the busiest first: there the program opens its watch
+        leads = cluster.leads()  # the busiest first: there the program opens its watches
         nodes = sorted(cluster.nodes, key=lambda node: -leads[node.name])
         arguments = [",".join(node.target for node in nodes), sink.url(), language.name]
         story = tell(
@@ -199,5 +211,6 @@ def test_the_program_outlives_a_leader(language: Language, tmp_path: Path, sink:
     answers = [operation.answer for job in jobs for operation in job.operations]
     assert answers == [BEFORE_DISPATCH] * CANCELLED
     hold_shards(story.shards, language.name)
+    hold_watch(story)
     assert story.numbers["repeats"] > 0, "no call met the dead node: nothing was shown"
-    assert story.numbers["watches"] > 1, "the watch was not opened anew"
+    assert story.numbers["watches"] > 1, "the watch outlived its node: nothing was resumed"

@@ -6,6 +6,7 @@ No file descriptor, no thread, no real second: a run is a function of its seed. 
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from inspect import CORO_CREATED, getcoroutinestate
 from types import CoroutineType
 from typing import Any
@@ -66,16 +67,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         What a `finally` of an abandoned coroutine asks for, whenever memory is freed, is ignored.
         """
+        closings: list[Coroutine[Any, Any, Any]] = []  # `aclose` of generators that were dropped
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             work = task.get_coro()
-            if isinstance(work, CoroutineType) and getcoroutinestate(work) == CORO_CREATED:
+            if not isinstance(work, CoroutineType):
+                closings += [work] if isinstance(work, Coroutine) else []
+            elif getcoroutinestate(work) == CORO_CREATED:
                 work.close()
+        ready: list[Any] = list(self._ready)  # type: ignore[attr-defined]
+        for handle in ready:
+            closings += [work for work in handle._args or () if isinstance(work, Coroutine)]
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
         self.close()
         self.call_soon = self.call_at = self.call_later = _ignored  # type: ignore[method-assign]
         self.call_exception_handler = _ignored  # type: ignore[method-assign]
+        for closing in closings:  # from Python 3.13 on, one that never began warns
+            with suppress(RuntimeError):
+                closing.close()
 
 
 def _ignored(*_args: object, **_options: object) -> Any:

@@ -231,6 +231,24 @@ def test_a_cancel_at_the_same_time_may_take_back_what_an_update_put_off() -> Non
         assert found(judge(arrival(), job=job)) == {"lost": 1}
 
 
+def test_of_two_updates_at_the_same_time_either_may_be_the_last() -> None:
+    """Both are sent when the node is dead; it meets them in whichever order, after its recovery."""
+    moves = [
+        Operation("update", DUE - 90, DUE + 80, CANCELLED, DUE + 3_000),
+        Operation("update", DUE - 90, DUE + 80, "ALREADY_DISPATCHED", DUE + 2_000),
+    ]
+    job = Job("a", UID, DUE, operations=moves)
+    for after in (2_000, 3_000):
+        assert judge(arrival(DUE + after + 1, DUE + after), job=job).clean
+    assert found(judge(arrival(), job=job)) == {"lost": 1}
+    then = Operation("update", DUE + 81, DUE + 90, CANCELLED, DUE + 4_000)
+    late = Job("a", UID, DUE, operations=[*moves, then])
+    assert found(judge(arrival(DUE + 2_001, DUE + 2_000), job=late))["lost"] == 1
+    assert judge(arrival(DUE + 4_001, DUE + 4_000), job=late).clean
+    beyond = moves[0]._replace(due_ms=HORIZON + 1)
+    assert judge(job=Job("a", UID, DUE, operations=[beyond, moves[1]])).clean
+
+
 def test_an_update_of_unknown_outcome_allows_either_time() -> None:
     job = Job("a", UID, DUE, operations=[Operation("update", DUE - 90, due_ms=DUE + 5_000)])
     assert judge(arrival(), job=job).clean

@@ -4,12 +4,14 @@ package main
 //
 // It keeps the newest map of the cluster, knows which node leads a job's shard, and repeats a call on the next address
 // when a node does not answer. A repeat is the same request, request_id included, so it is safe however often it is
-// made.
+// made. A watch goes on at the next address where it ended, by the token that came with its last message.
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +29,7 @@ const (
 	attemptTime = 3 * time.Second       // for one node to answer
 	callTime    = 60 * time.Second      // for a call with all its repeats
 	pause       = 50 * time.Millisecond // between two attempts
-	watchTime   = 20 * time.Second      // then the watch is opened anew, so that a silent connection does not go unnoticed
+	silenceTime = 20 * time.Second      // then a watch is opened anew: a watch of executions says something every 15 s
 )
 
 // Key is the job that a call is about.
@@ -49,9 +51,9 @@ type Stubs struct {
 type Cluster struct {
 	addresses []string
 	repeats   atomic.Int64 // attempts after the first, of all calls
-	watches   atomic.Int64 // streams that were opened
+	watches   atomic.Int64 // streams of executions that were opened
 	turn      atomic.Int64
-	watching  sync.WaitGroup
+	following sync.WaitGroup
 	stop      context.CancelFunc
 
 	mutex sync.Mutex
@@ -71,15 +73,14 @@ func Open(ctx context.Context, addresses []string) (*Cluster, error) {
 	}
 	cluster.keep(first)
 	ctx, cluster.stop = context.WithCancel(ctx)
-	cluster.watching.Add(1)
-	go cluster.watch(ctx)
+	cluster.following.Go(func() { cluster.follow(ctx) })
 	return cluster, nil
 }
 
-// Close ends the watch and every connection.
+// Close ends every connection.
 func (cluster *Cluster) Close() {
 	cluster.stop()
-	cluster.watching.Wait()
+	cluster.following.Wait()
 	cluster.mutex.Lock()
 	defer cluster.mutex.Unlock()
 	for _, stubs := range cluster.stubs {
@@ -188,27 +189,68 @@ func (cluster *Cluster) keep(shown *tw.Cluster) {
 	}
 }
 
-// watch reads WatchCluster; when a stream ends, for whatever reason, it opens one at the next address.
-func (cluster *Cluster) watch(ctx context.Context) {
-	defer cluster.watching.Done()
+// follow reads WatchCluster until the context ends. An error that lasts leaves the map as it is: a hint.
+func (cluster *Cluster) follow(ctx context.Context) {
+	open := func(ctx context.Context, stubs *Stubs) (grpc.ServerStreamingClient[tw.WatchClusterResponse], error) {
+		return stubs.cluster.WatchCluster(ctx, &tw.WatchClusterRequest{AfterRevision: cluster.Map().GetRevision()})
+	}
+	_ = watch(ctx, cluster, open, func(message *tw.WatchClusterResponse) { cluster.keep(message.GetCluster()) })
+}
+
+// WatchExecutions takes executions of the parent, namespaces/{namespace}/jobs/{job} or jobs/- for all, as they change
+// from now on, until the context ends. The first message has no execution, and says that the watch has begun. Each
+// change comes at least once.
+func (cluster *Cluster) WatchExecutions(
+	ctx context.Context, parent string, take func(*tw.WatchExecutionsResponse),
+) error {
+	request := &tw.WatchExecutionsRequest{Parent: parent}
+	open := func(ctx context.Context, stubs *Stubs) (grpc.ServerStreamingClient[tw.WatchExecutionsResponse], error) {
+		cluster.watches.Add(1)
+		return stubs.jobs.WatchExecutions(ctx, request)
+	}
+	return watch(ctx, cluster, open, func(message *tw.WatchExecutionsResponse) {
+		request.ResumeToken = message.GetResumeToken()
+		take(message)
+	})
+}
+
+// watch takes the messages of a stream that never ends; when one does, for whatever reason, it opens one at the next
+// address. It returns when the context ends, or with an error that no other node would answer otherwise.
+func watch[A any](
+	ctx context.Context, cluster *Cluster,
+	open func(context.Context, *Stubs) (grpc.ServerStreamingClient[A], error), take func(*A),
+) error {
 	for tries := 0; ctx.Err() == nil; tries++ {
-		if stubs, err := cluster.stubsOf(cluster.addresses[tries%len(cluster.addresses)]); err == nil {
-			cluster.follow(ctx, stubs)
+		stubs, err := cluster.stubsOf(cluster.addresses[tries%len(cluster.addresses)])
+		if err != nil {
+			return err
+		}
+		err = read(ctx, stubs, open, take)
+		silent := status.Code(err) == codes.Canceled
+		if ctx.Err() == nil && !silent && !repeatable(err) && !errors.Is(err, io.EOF) {
+			return err
 		}
 		time.Sleep(pause)
 	}
+	return nil
 }
 
-func (cluster *Cluster) follow(ctx context.Context, stubs *Stubs) {
-	ctx, cancel := context.WithTimeout(ctx, watchTime)
+// read takes the messages of one stream until it ends, or says nothing for too long.
+func read[A any](
+	ctx context.Context, stubs *Stubs,
+	open func(context.Context, *Stubs) (grpc.ServerStreamingClient[A], error), take func(*A),
+) error {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	cluster.watches.Add(1)
-	request := &tw.WatchClusterRequest{AfterRevision: cluster.Map().GetRevision()}
-	stream, err := stubs.cluster.WatchCluster(ctx, request)
+	silence := time.AfterFunc(silenceTime, cancel)
+	defer silence.Stop()
+	stream, err := open(ctx, stubs)
 	for err == nil {
-		var message *tw.WatchClusterResponse
+		var message *A
 		if message, err = stream.Recv(); err == nil {
-			cluster.keep(message.GetCluster())
+			silence.Reset(silenceTime)
+			take(message)
 		}
 	}
+	return err
 }

@@ -1,9 +1,9 @@
-// Create, read, list and cancel jobs while a node of the cluster dies, and check that it made no difference.
+// Create, read, list, cancel and watch jobs while a node of the cluster dies, and check that it made no difference.
 //
 //	build/scenario 127.0.0.1:7070,127.0.0.1:7071,127.0.0.1:7072 http://127.0.0.1:9000/ok [namespace]
 //
 // Kill a node with -9 when it says "ready to lose a node"; it waits for nothing. The exit code is 0 if every check
-// holds. The lines "job" and "cancel" are for a judge that knows what the target saw; ../README.md lists them.
+// holds. The lines "job", "cancel" and "seen" are for a judge that knows what the target saw; ../README.md lists them.
 package main
 
 import (
@@ -33,6 +33,7 @@ const (
 	cancelledFire = 30 * time.Second // the same, of one that will be cancelled: long enough for a fail-over in between
 	pageSize      = 50
 	leaderTime    = 30 * time.Second // for the map to name new leaders
+	seenTime      = 60 * time.Second // for the watch to open, and for it to have seen the last success
 )
 
 type made struct {
@@ -50,7 +51,9 @@ type scenario struct {
 	made      map[string]made // by id
 	cancelled []string
 	wrong     []string
-	before    *tw.Cluster // the map when it was ready
+	before    *tw.Cluster         // the map when it was ready
+	begun     bool                // the watch
+	seen      map[string][]string // by id: states of its execution, as they were watched
 }
 
 func (s *scenario) check(holds bool, format string, values ...any) {
@@ -81,8 +84,19 @@ func (s *scenario) name(id string) string { return s.parent() + "/jobs/" + id }
 func nowMs() int64                        { return time.Now().UnixMilli() }
 func short(said tw.Cancellation) string   { return strings.TrimPrefix(said.String(), "CANCELLATION_") }
 
+// until waits until something holds, and tells whether it does.
+func until(patience time.Duration, holds func() bool) bool {
+	for end := time.Now().Add(patience); !holds() && time.Now().Before(end); {
+		time.Sleep(lanePause)
+	}
+	return holds()
+}
+
 func (s *scenario) run() {
-	var working, listing sync.WaitGroup
+	var watching, working, listing sync.WaitGroup
+	ctx, stopWatching := context.WithCancel(context.Background())
+	watching.Go(func() { s.watch(ctx) })
+	s.check(until(seenTime, s.hasBegun), "the watch has not begun")
 	stop := make(chan struct{})
 	listing.Go(func() { s.keepListing(stop) })
 	for range lanes {
@@ -95,6 +109,33 @@ func (s *scenario) run() {
 	s.allListed()
 	s.allCancelled()
 	s.newLeader()
+	until(seenTime, func() bool { return len(s.missing()) == 0 })
+	stopWatching()
+	watching.Wait()
+	s.allSucceeded()
+}
+
+// watch what becomes of the jobs: all their executions, from before the first job is made until the end.
+func (s *scenario) watch(ctx context.Context) {
+	err := s.cluster.WatchExecutions(ctx, s.name("-"), func(message *tw.WatchExecutionsResponse) {
+		s.mutex.Lock()
+		defer s.mutex.Unlock()
+		s.begun = true
+		if execution := message.GetExecution(); execution != nil {
+			parts := strings.Split(execution.GetName(), "/")
+			id, own := parts[3], parts[5]
+			state := strings.TrimPrefix(execution.GetState().String(), "EXECUTION_STATE_")
+			fmt.Printf("seen %s %s %s\n", id, own, state)
+			s.seen[id] = append(s.seen[id], state)
+		}
+	})
+	s.check(err == nil, "the watch ended: %v", err)
+}
+
+func (s *scenario) hasBegun() bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return s.begun
 }
 
 func (s *scenario) lane() {
@@ -235,22 +276,39 @@ func (s *scenario) allCancelled() {
 	}
 }
 
-// newLeader waits until the map that is watched names a new leader, and a leader for every shard.
+// newLeader waits until the map that is followed names a new leader, and a leader for every shard.
 func (s *scenario) newLeader() {
-	until := time.Now().Add(leaderTime)
-	for len(s.moved()) == 0 || !s.led() {
-		if time.Now().After(until) {
-			revision := s.cluster.Map().GetRevision()
-			s.check(false, "the map of revision %d names no new leader, or not all", revision)
-			return
-		}
-		time.Sleep(lanePause)
+	if !until(leaderTime, func() bool { return len(s.moved()) > 0 && s.led() }) {
+		s.check(false, "the map of revision %d names no new leader, or not all", s.cluster.Map().GetRevision())
+		return
 	}
 	moved := s.moved()
 	now := moved[0]
 	was := s.before.GetShards()[now.GetNumber()]
 	fmt.Printf("%d shards have a new leader; %s: %s epoch %d, now %s epoch %d\n",
 		len(moved), now.GetName(), was.GetLeader(), was.GetEpoch(), now.GetLeader(), now.GetEpoch())
+}
+
+// allSucceeded: the watch, which began before the first job, has seen each job succeed, but for the cancelled ones.
+func (s *scenario) allSucceeded() {
+	missing := s.missing()
+	s.check(len(missing) == 0, "not seen to succeed: %v", missing)
+	for _, id := range s.cancelled {
+		s.check(s.seen[id] == nil, "%s: cancelled, and seen to be carried out", id)
+	}
+}
+
+// missing are the jobs that the watch has still to see.
+func (s *scenario) missing() []string {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	var missing []string
+	for id := range s.made {
+		if !slices.Contains(s.cancelled, id) && !slices.Contains(s.seen[id], "SUCCEEDED") {
+			missing = append(missing, id)
+		}
+	}
+	return missing
 }
 
 // moved are the shards whose leader is another than when it was ready, at a higher epoch.
@@ -277,7 +335,7 @@ func run(addresses []string, url, namespace string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	s := &scenario{cluster: cluster, url: url, namespace: namespace, made: map[string]made{}}
+	s := &scenario{cluster: cluster, url: url, namespace: namespace, made: map[string]made{}, seen: map[string][]string{}}
 	s.check(Key{"default", "nightly-report"}.Shard(64) == 30, "the test vector of cluster_service.proto")
 	s.run()
 	cluster.Close()

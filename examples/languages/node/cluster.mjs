@@ -2,18 +2,19 @@
 //
 // It keeps the newest map of the cluster, knows which node leads a job's shard, and repeats a call on the next address
 // when a node does not answer. A repeat is the same request, `request_id` included, so it is safe however often it is
-// made.
+// made. A watch goes on at the next address where it ended, by the token that came with its last message.
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import grpc from '@grpc/grpc-js';
 import { ClusterServiceClient } from './build/stubs/tickwheel/v1/cluster_service.grpc-client.js';
+import { WatchExecutionsRequest } from './build/stubs/tickwheel/v1/job_service.js';
 import { JobServiceClient } from './build/stubs/tickwheel/v1/job_service.grpc-client.js';
 
 const ATTEMPT_MS = 3_000; // for one node to answer
 const CALL_MS = 60_000; // for a call with all its repeats
 const PAUSE_MS = 50; // between two attempts
-const WATCH_MS = 20_000; // then the watch is opened anew, so that a silent connection does not go unnoticed
+const SILENCE_MS = 20_000; // then a watch is opened anew: a watch of executions says something every 15 s
 
 // UNAVAILABLE: nothing was done, if a node says so; if the connection broke, nobody knows. DEADLINE_EXCEEDED: nobody
 // knows. All others are definite answers.
@@ -35,7 +36,8 @@ export class Cluster {
     this.addresses = addresses;
     this.map = null; // the newest that was seen
     this.repeats = 0; // attempts after the first, of all calls
-    this.watches = 0; // streams that were opened
+    this.watches = 0; // streams of executions that were opened
+    this.streams = new Set(); // those that are open, of any kind
     this.stubs = new Map();
     this.turn = 0;
     this.closed = false;
@@ -44,13 +46,14 @@ export class Cluster {
   /** Take the first map, and follow its changes from then on. */
   async open() {
     this.keep(await this.call(null, (stubs, options) => unary(stubs.cluster, 'getCluster', {}, options)));
-    this.watching = this.watch();
+    this.following = this.follow();
   }
 
+  /** End every watch and every connection. */
   async close() {
     this.closed = true;
-    this.stream?.cancel();
-    await this.watching;
+    for (const stream of this.streams) stream.cancel();
+    await this.following;
     for (const stubs of this.stubs.values()) {
       stubs.jobs.close();
       stubs.cluster.close();
@@ -106,19 +109,50 @@ export class Cluster {
     if (this.map === null || map.revision >= this.map.revision) this.map = map;
   }
 
-  /** Read WatchCluster until `close`; when a stream ends, for whatever reason, open one at the next address. */
-  async watch() {
-    for (let tries = 0; !this.closed; tries++) {
-      const { cluster } = this.stubsOf(this.addresses[tries % this.addresses.length]);
-      const request = { afterRevision: this.map.revision };
-      this.stream = cluster.watchCluster(request, { deadline: Date.now() + WATCH_MS });
+  /** Read WatchCluster until `close`. */
+  async follow() {
+    const open = ({ cluster }) => cluster.watchCluster({ afterRevision: this.map.revision });
+    for await (const { cluster } of this.messages(open)) this.keep(cluster);
+  }
+
+  /**
+   * Executions of `parent`, `namespaces/{namespace}/jobs/{job}` or `jobs/-` for all, as they change from now on, until
+   * `close`. The first message has no execution, and says that the watch has begun. Each change comes at least once.
+   */
+  async *watchExecutions(parent) {
+    let resumeToken = '';
+    const open = ({ jobs }) => {
       this.watches++;
-      try {
-        for await (const message of this.stream) this.keep(message.cluster);
-      } catch (error) {
-        if (!REPEATABLE.has(error.code) && error.code !== grpc.status.CANCELLED) throw error;
-      }
+      return jobs.watchExecutions(WatchExecutionsRequest.create({ parent, resumeToken }));
+    };
+    for await (const message of this.messages(open)) {
+      ({ resumeToken } = message);
+      yield message;
+    }
+  }
+
+  /** The messages of a stream that never ends; when one does, for whatever reason, `open` is asked at the next address. */
+  async *messages(open) {
+    for (let tries = 0; !this.closed; tries++) {
+      yield* this.read(open(this.stubsOf(this.addresses[tries % this.addresses.length])));
       if (!this.closed) await sleep(PAUSE_MS);
+    }
+  }
+
+  /** The messages of one stream until it breaks, or says nothing for too long. */
+  async *read(stream) {
+    this.streams.add(stream);
+    const silence = setTimeout(() => stream.cancel(), SILENCE_MS);
+    try {
+      for await (const message of stream) {
+        silence.refresh();
+        yield message;
+      }
+    } catch (error) {
+      if (!REPEATABLE.has(error.code) && error.code !== grpc.status.CANCELLED) throw error;
+    } finally {
+      clearTimeout(silence);
+      this.streams.delete(stream);
     }
   }
 }

@@ -1,13 +1,14 @@
-// Create, read, list and cancel jobs while a node of the cluster dies, and check that it made no difference.
+// Create, read, list, cancel and watch jobs while a node of the cluster dies, and check that it made no difference.
 //
 //     node scenario.mjs 127.0.0.1:7070,127.0.0.1:7071,127.0.0.1:7072 http://127.0.0.1:9000/ok [namespace]
 //
 // Kill a node with -9 when it says `ready to lose a node`; it waits for nothing. The exit code is 0 if every check
-// holds. The lines `job` and `cancel` are for a judge that knows what the target saw; ../README.md lists them.
+// holds. The lines `job`, `cancel` and `seen` are for a judge that knows what the target saw; ../README.md lists them.
 
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Cluster, shardOf, unary } from './cluster.mjs';
+import { ExecutionState } from './build/stubs/tickwheel/v1/execution.js';
 import { JobState } from './build/stubs/tickwheel/v1/job.js';
 import {
   CancelJobRequest,
@@ -27,6 +28,7 @@ const FIRE_MS = 3_000; // from a job's making to its time
 const CANCELLED_FIRE_MS = 30_000; // the same, of one that will be cancelled: long enough for a fail-over in between
 const PAGE = 50;
 const LEADER_MS = 30_000; // for the map to name new leaders
+const SEEN_MS = 60_000; // for the watch to open, and for it to have seen the last success
 
 const wrong = [];
 function check(holds, what) {
@@ -41,6 +43,8 @@ class Scenario {
     this.parent = `namespaces/${namespace}`;
     this.made = new Map(); // name → {request, uid}
     this.cancelled = new Set();
+    this.begun = false; // the watch
+    this.seen = new Map(); // name → states of its execution, as they were watched
     this.next = 0;
     this.working = true;
     this.before = null; // the map when it was ready
@@ -53,6 +57,8 @@ class Scenario {
   }
 
   async run() {
+    this.watching = this.watch();
+    check(await this.until(() => this.begun, SEEN_MS), 'the watch has not begun');
     const lister = this.list();
     await Promise.all(Array.from({ length: LANES }, () => this.lane()));
     this.working = false;
@@ -61,6 +67,27 @@ class Scenario {
     await this.allListed();
     await this.allCancelled();
     await this.newLeader();
+    await this.allSucceeded();
+  }
+
+  /** Wait until something holds, and tell whether it does. */
+  async until(holds, patienceMs) {
+    const until = Date.now() + patienceMs;
+    while (!holds() && Date.now() < until) await sleep(PAUSE_MS);
+    return holds();
+  }
+
+  /** What becomes of the jobs: all their executions, from before the first job is made until the end. */
+  async watch() {
+    for await (const { execution } of this.cluster.watchExecutions(`${this.parent}/jobs/-`)) {
+      this.begun = true;
+      if (!execution) continue;
+      const [, , , id, , own] = execution.name.split('/');
+      const name = `${this.parent}/jobs/${id}`;
+      const state = ExecutionState[execution.state];
+      console.log(`seen ${id} ${own} ${state}`);
+      this.seen.set(name, [...(this.seen.get(name) ?? []), state]);
+    }
   }
 
   async lane() {
@@ -165,22 +192,27 @@ class Scenario {
     }
   }
 
-  /** Wait until the map that is watched names a new leader, and a leader for every shard. */
+  /** Wait until the map that is followed names a new leader, and a leader for every shard. */
   async newLeader() {
-    const until = Date.now() + LEADER_MS;
-    while (!this.moved().length || !this.led()) {
-      if (Date.now() > until) {
-        check(false, `the map of revision ${this.cluster.map.revision} names no new leader, or not all`);
-        return;
-      }
-      await sleep(PAUSE_MS);
-    }
+    const named = await this.until(() => this.moved().length > 0 && this.led(), LEADER_MS);
+    check(named, `the map of revision ${this.cluster.map.revision} names no new leader, or not all`);
+    if (!named) return;
     const [first] = this.moved();
     const was = this.before.shards[first.number];
     console.log(
       `${this.moved().length} shards have a new leader; ${first.name}: ${was.leader} epoch ${was.epoch}, ` +
         `now ${first.leader} epoch ${first.epoch}`,
     );
+  }
+
+  /** Wait until the watch, which began before the first job, has seen each job succeed, but for the cancelled ones. */
+  async allSucceeded() {
+    const missing = () =>
+      [...this.made.keys()].filter((name) => !this.cancelled.has(name) && !this.seen.get(name)?.includes('SUCCEEDED'));
+    await this.until(() => !missing().length, SEEN_MS);
+    check(!missing().length, `not seen to succeed: ${missing()}`);
+    const undead = [...this.seen.keys()].filter((name) => this.cancelled.has(name));
+    check(!undead.length, `cancelled, and seen to be carried out: ${undead}`);
   }
 
   /** Shards whose leader is another than when it was ready, at a higher epoch. */
@@ -204,6 +236,7 @@ async function main([addresses, url, namespace = 'default']) {
   const scenario = new Scenario(cluster, url, namespace);
   await scenario.run();
   await cluster.close();
+  await scenario.watching;
   console.log(`${scenario.made.size} made, ${scenario.cancelled.size} cancelled`);
   console.log(`repeats ${cluster.repeats}`);
   console.log(`watches ${cluster.watches}`);

@@ -8,30 +8,38 @@ import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.Future;
+import java.util.concurrent.ScheduledThreadPoolExecutor;
+import java.util.concurrent.ThreadPoolExecutor.DiscardPolicy;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.Consumer;
 import java.util.function.Function;
+import java.util.function.Supplier;
 import java.util.zip.CRC32;
 import tickwheel.v1.ClusterServiceGrpc;
 import tickwheel.v1.ClusterServiceOuterClass.GetClusterRequest;
 import tickwheel.v1.ClusterServiceOuterClass.WatchClusterRequest;
 import tickwheel.v1.JobServiceGrpc;
+import tickwheel.v1.JobServiceOuterClass.WatchExecutionsRequest;
+import tickwheel.v1.JobServiceOuterClass.WatchExecutionsResponse;
 
 /**
  * The part to copy: a cluster of Tickwheel nodes as one service, for many threads.
  *
  * <p>It keeps the newest map of the cluster, knows which node leads a job's shard, and repeats a call on the next
  * address when a node does not answer. A repeat is the same request, {@code request_id} included, so it is safe however
- * often it is made.
+ * often it is made. A watch goes on at the next address where it ended, by the token that came with its last message.
  */
 final class Cluster implements AutoCloseable {
   private static final long ATTEMPT_MS = 3_000; // for one node to answer
   private static final long CALL_MS = 60_000; // for a call with all its repeats
   private static final long PAUSE_MS = 50; // between two attempts
-  private static final long WATCH_MS = 20_000; // then the watch is opened anew: a silent connection is noticed
+  private static final long SILENCE_MS = 20_000; // then a watch is opened anew: executions say something every 15 s
 
   /** The job that a call is about. */
   record Key(String namespace, String job) {
@@ -43,38 +51,49 @@ final class Cluster implements AutoCloseable {
     }
   }
 
-  /** One node. */
+  /** One node: for calls, with the deadline of one attempt, and for streams, which have none. */
   record Node(ManagedChannel channel) {
     JobServiceGrpc.JobServiceBlockingStub jobs() {
-      return JobServiceGrpc.newBlockingStub(channel).withDeadlineAfter(ATTEMPT_MS, TimeUnit.MILLISECONDS);
+      return jobStreams().withDeadlineAfter(ATTEMPT_MS, TimeUnit.MILLISECONDS);
     }
 
-    ClusterServiceGrpc.ClusterServiceBlockingStub cluster(long deadlineMs) {
-      return ClusterServiceGrpc.newBlockingStub(channel).withDeadlineAfter(deadlineMs, TimeUnit.MILLISECONDS);
+    ClusterServiceGrpc.ClusterServiceBlockingStub cluster() {
+      return clusterStreams().withDeadlineAfter(ATTEMPT_MS, TimeUnit.MILLISECONDS);
+    }
+
+    JobServiceGrpc.JobServiceBlockingStub jobStreams() {
+      return JobServiceGrpc.newBlockingStub(channel);
+    }
+
+    ClusterServiceGrpc.ClusterServiceBlockingStub clusterStreams() {
+      return ClusterServiceGrpc.newBlockingStub(channel);
     }
   }
 
   final AtomicInteger repeats = new AtomicInteger(); // attempts after the first, of all calls
-  final AtomicInteger watches = new AtomicInteger(); // streams that were opened
+  final AtomicInteger watches = new AtomicInteger(); // streams of executions that were opened
 
   private final List<String> addresses;
   private final Map<String, Node> nodes = new ConcurrentHashMap<>();
   private final AtomicInteger turn = new AtomicInteger();
   private final Context.CancellableContext life = Context.ROOT.withCancellation();
-  private final Thread watching = new Thread(life.wrap(this::watch), "watch");
+  private final Thread following = new Thread(this::follow, "follow");
+  private final ScheduledThreadPoolExecutor timer = new ScheduledThreadPoolExecutor(1, new DiscardPolicy());
   private tickwheel.v1.ClusterServiceOuterClass.Cluster map; // the newest that was seen; guarded by this
 
   /** Take the first map, and follow its changes from then on. Some of the addresses' nodes must be alive. */
   Cluster(List<String> addresses) throws InterruptedException {
     this.addresses = List.copyOf(addresses);
-    keep(call(null, node -> node.cluster(ATTEMPT_MS).getCluster(GetClusterRequest.getDefaultInstance())));
-    watching.start();
+    keep(call(null, node -> node.cluster().getCluster(GetClusterRequest.getDefaultInstance())));
+    following.start();
   }
 
+  /** End every watch and every connection. */
   @Override
   public void close() throws InterruptedException {
     life.cancel(null);
-    watching.join();
+    following.join();
+    timer.shutdownNow();
     for (var node : nodes.values()) {
       node.channel().shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     }
@@ -153,25 +172,69 @@ final class Cluster implements AutoCloseable {
         address, to -> new Node(Grpc.newChannelBuilder(to, InsecureChannelCredentials.create()).build()));
   }
 
-  /** Read WatchCluster until the end; when a stream ends, for whatever reason, open one at the next address. */
-  private void watch() {
+  /** Read WatchCluster until {@code close}. */
+  private void follow() {
+    watch(
+        node -> {
+          var request = WatchClusterRequest.newBuilder().setAfterRevision(map().getRevision());
+          return node.clusterStreams().watchCluster(request.build());
+        },
+        message -> keep(message.getCluster()));
+  }
+
+  /**
+   * Take executions of the parent, {@code namespaces/{namespace}/jobs/{job}} or {@code jobs/-} for all, as they change
+   * from now on, until {@code close} or an interrupt. The first message has no execution, and says that the watch has
+   * begun. Each change comes at least once.
+   */
+  void watchExecutions(String parent, Consumer<WatchExecutionsResponse> take) {
+    var request = WatchExecutionsRequest.newBuilder().setParent(parent);
+    watch(
+        node -> {
+          watches.incrementAndGet();
+          return node.jobStreams().watchExecutions(request.build());
+        },
+        message -> {
+          request.setResumeToken(message.getResumeToken());
+          take.accept(message);
+        });
+  }
+
+  /** The messages of a stream that never ends; when one does, for whatever reason, open one at the next address. */
+  private <T> void watch(Function<Node, Iterator<T>> open, Consumer<T> take) {
     for (var tries = 0; !life.isCancelled(); tries++) {
-      watches.incrementAndGet();
-      var request = WatchClusterRequest.newBuilder().setAfterRevision(map().getRevision()).build();
       try {
-        var stream = node(addresses.get(tries % addresses.size())).cluster(WATCH_MS).watchCluster(request);
-        while (stream.hasNext()) {
-          keep(stream.next().getCluster());
-        }
-        Thread.sleep(PAUSE_MS);
+        read(open, node(addresses.get(tries % addresses.size())), take);
       } catch (StatusRuntimeException error) {
-        var cancelled = error.getStatus().getCode() == Status.Code.CANCELLED && life.isCancelled();
-        if (!repeatable(error) && !cancelled) {
+        if (!repeatable(error) && error.getStatus().getCode() != Status.Code.CANCELLED) {
           throw error;
         }
+      }
+      try {
+        Thread.sleep(PAUSE_MS);
       } catch (InterruptedException error) {
         return;
       }
     }
+  }
+
+  /** The messages of one stream until it ends, or says nothing for too long. */
+  private <T> void read(Function<Node, Iterator<T>> open, Node node, Consumer<T> take) {
+    var context = life.withCancellation();
+    Supplier<Future<?>> alarm = () -> timer.schedule(() -> context.cancel(null), SILENCE_MS, TimeUnit.MILLISECONDS);
+    context.run(
+        () -> {
+          var silence = alarm.get();
+          try {
+            for (var messages = open.apply(node); messages.hasNext(); ) {
+              take.accept(messages.next());
+              silence.cancel(false);
+              silence = alarm.get();
+            }
+          } finally {
+            silence.cancel(false);
+            context.cancel(null);
+          }
+        });
   }
 }

@@ -16,9 +16,12 @@ import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.BooleanSupplier;
 import java.util.function.Function;
 import tickwheel.v1.ClusterServiceOuterClass.Shard;
+import tickwheel.v1.ExecutionOuterClass.Execution;
 import tickwheel.v1.JobOuterClass.Job;
 import tickwheel.v1.JobOuterClass.JobState;
 import tickwheel.v1.JobServiceOuterClass.CancelJobRequest;
@@ -31,7 +34,7 @@ import tickwheel.v1.ScheduleOuterClass.Schedule;
 import tickwheel.v1.Target.HttpTarget;
 
 /**
- * Create, read, list and cancel jobs while a node of the cluster dies, and check that it made no difference.
+ * Create, read, list, cancel and watch jobs while a node of the cluster dies, and check that it made no difference.
  *
  * <pre>
  * java -cp 'build/classes:build/lib/*' tickwheel.example.Scenario \
@@ -39,8 +42,8 @@ import tickwheel.v1.Target.HttpTarget;
  * </pre>
  *
  * <p>Kill a node with -9 when it says {@code ready to lose a node}; it waits for nothing. The exit code is 0 if every
- * check holds. The lines {@code job} and {@code cancel} are for a judge that knows what the target saw; ../README.md
- * lists them.
+ * check holds. The lines {@code job}, {@code cancel} and {@code seen} are for a judge that knows what the target saw;
+ * ../README.md lists them.
  */
 public final class Scenario {
   private static final int JOBS = 240;
@@ -52,6 +55,7 @@ public final class Scenario {
   private static final long CANCELLED_FIRE_MS = 30_000; // of one that will be cancelled: a fail-over fits in between
   private static final int PAGE = 50;
   private static final long LEADER_MS = 30_000; // for the map to name new leaders
+  private static final long SEEN_MS = 60_000; // for the watch to open, and for it to have seen the last success
 
   private record Made(CreateJobRequest request, String uid) {}
 
@@ -63,6 +67,8 @@ public final class Scenario {
   private final Map<String, Made> made = new ConcurrentHashMap<>(); // by id
   private final Queue<String> cancelled = new ConcurrentLinkedQueue<>();
   private final Queue<String> wrong = new ConcurrentLinkedQueue<>();
+  private final Map<String, Queue<String>> seen = new ConcurrentHashMap<>(); // by id: states, as they were watched
+  private volatile boolean begun = false; // the watch
   private volatile boolean working = true;
   private volatile tickwheel.v1.ClusterServiceOuterClass.Cluster before; // the map when it was ready
 
@@ -86,8 +92,10 @@ public final class Scenario {
 
   private void run() throws Exception {
     check(new Cluster.Key("default", "nightly-report").shard(64) == 30, "the test vector of cluster_service.proto");
-    ExecutorService threads = Executors.newFixedThreadPool(LANES + 1);
+    ExecutorService threads = Executors.newFixedThreadPool(LANES + 2);
     try {
+      var watching = threads.submit(this::watch);
+      check(until(() -> begun || watching.isDone(), SEEN_MS) && begun, "the watch has not begun");
       Future<?> listing = threads.submit(task(this::keepListing));
       var lanes = new ArrayList<Future<?>>();
       for (var lane = 0; lane < LANES; lane++) {
@@ -98,13 +106,45 @@ public final class Scenario {
       }
       working = false;
       listing.get();
+      sameAgain();
+      allListed();
+      allCancelled();
+      newLeader();
+      until(() -> missing().isEmpty() || watching.isDone(), SEEN_MS);
+      threads.shutdownNow(); // which interrupts the watch
+      watching.get();
+      allSucceeded();
     } finally {
       threads.shutdownNow();
     }
-    sameAgain();
-    allListed();
-    allCancelled();
-    newLeader();
+  }
+
+  /** Wait until something holds, and tell whether it does. */
+  private static boolean until(BooleanSupplier holds, long patienceMs) throws InterruptedException {
+    var end = System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(patienceMs);
+    while (!holds.getAsBoolean() && System.nanoTime() < end) {
+      Thread.sleep(PAUSE_MS);
+    }
+    return holds.getAsBoolean();
+  }
+
+  /** What becomes of the jobs: all their executions, from before the first job is made until the end. */
+  private void watch() {
+    cluster.watchExecutions(
+        name("-"),
+        message -> {
+          begun = true;
+          if (message.hasExecution()) {
+            take(message.getExecution());
+          }
+        });
+  }
+
+  private void take(Execution execution) {
+    var parts = execution.getName().split("/");
+    var state = execution.getState().name().replaceFirst("^EXECUTION_STATE_", "");
+    System.out.println("seen %s %s %s".formatted(parts[3], parts[5], state));
+    seen.computeIfAbsent(parts[3], id -> new ConcurrentLinkedQueue<>()).add(state);
   }
 
   private interface Work {
@@ -226,15 +266,11 @@ public final class Scenario {
     }
   }
 
-  /** Wait until the map that is watched names a new leader, and a leader for every shard. */
+  /** Wait until the map that is followed names a new leader, and a leader for every shard. */
   private void newLeader() throws InterruptedException {
-    var until = System.currentTimeMillis() + LEADER_MS;
-    while (moved().isEmpty() || !led()) {
-      if (System.currentTimeMillis() > until) {
-        check(false, "the map of revision %d names no new leader, or not all", cluster.map().getRevision());
-        return;
-      }
-      Thread.sleep(PAUSE_MS);
+    if (!until(() -> !moved().isEmpty() && led(), LEADER_MS)) {
+      check(false, "the map of revision %d names no new leader, or not all", cluster.map().getRevision());
+      return;
     }
     var now = moved().get(0);
     var was = before.getShards(now.getNumber());
@@ -242,6 +278,20 @@ public final class Scenario {
         "%d shards have a new leader; %s: %s epoch %d, now %s epoch %d"
             .formatted(
                 moved().size(), now.getName(), was.getLeader(), was.getEpoch(), now.getLeader(), now.getEpoch()));
+  }
+
+  /** The watch, which began before the first job, has seen each job succeed, but for the cancelled ones. */
+  private void allSucceeded() {
+    check(missing().isEmpty(), "not seen to succeed: %s", missing());
+    var undead = cancelled.stream().filter(seen::containsKey).toList();
+    check(undead.isEmpty(), "cancelled, and seen to be carried out: %s", undead);
+  }
+
+  /** The jobs that the watch has still to see. */
+  private List<String> missing() {
+    return made.keySet().stream()
+        .filter(id -> !cancelled.contains(id) && !(seen.containsKey(id) && seen.get(id).contains("SUCCEEDED")))
+        .toList();
   }
 
   /** Shards whose leader is another than when it was ready, at a higher epoch. */
