@@ -45,6 +45,7 @@ def due(draft: Draft, command: Due) -> None:
         return
     job, status = found
     if status.state != JobState.SCHEDULED or status.due_ms != command.due_ms:
+        _not_wanted(draft, command, job, status)
         return
     spec = draft.spec(command.job_row, job, status)
     if command.missed is not None:
@@ -53,11 +54,7 @@ def due(draft: Draft, command: Due) -> None:
     next_ms = _next_after(status, spec, command)
     live = status.live
     if command.fired_ms:
-        execution = Execution(
-            command.job_row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, command.fired_ms, "",
-            ExecutionState.RUNNING, draft.now_ms, due_ms=command.due_ms,
-        )  # fmt: skip
-        draft.put_live(command.execution_row, execution)
+        _put_fired(draft, command, job)
         live = (*live, command.execution_row)
     status = status._replace(
         next_ms=next_ms,
@@ -69,6 +66,33 @@ def due(draft: Draft, command: Due) -> None:
         live=live,
     )
     draft.put_status(command.job_row, settle(status, spec, draft.now_ms))
+
+
+def _put_fired(draft: Draft, command: Due, job: JobRow) -> None:
+    execution = Execution(
+        command.job_row, job.uid, job.namespace, job.name, ExecutionKind.OCCURRENCE, command.fired_ms, "",
+        ExecutionState.RUNNING, draft.now_ms, due_ms=command.due_ms,
+    )  # fmt: skip
+    draft.put_live(command.execution_row, execution)
+
+
+def _not_wanted(draft: Draft, command: Due, job: JobRow, status: Status) -> None:
+    """The target said "no more" in this very batch: what was fired meanwhile is kept back, or on record if it has left."""
+    fired = [
+        f for f in draft.flights(command.job_row) if f.fire.execution_row == command.execution_row
+    ]
+    if not any(flight.sent for flight in fired):
+        draft.withdraw(command.execution_row)
+        return
+    _put_fired(draft, command, job)
+    spec = draft.spec(command.job_row, job, status)
+    status = status._replace(
+        next_ms=_next_after(status, spec, command),
+        run=status.run + 1,
+        last_ms=command.fired_ms,
+        live=(*status.live, command.execution_row),
+    )
+    draft.put_status(command.job_row, status)
 
 
 def _next_after(status: Status, spec: Spec, command: Due) -> Ms:

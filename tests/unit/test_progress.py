@@ -17,7 +17,7 @@ from tests.unit.shard_kit import (
 )
 
 from tickwheel.server.command import Abandon, Cancel, Delete, Due, Ended, Expire, Pause, Resume, Run
-from tickwheel.server.fire import Outcome, OutcomeKind
+from tickwheel.server.fire import Fire, Outcome, OutcomeKind
 from tickwheel.server.model import (
     Execution,
     ExecutionState,
@@ -207,6 +207,47 @@ def test_a_disabled_job_gives_up_the_occurrence_that_waited(bench: Bench) -> Non
     assert [e.scheduled_ms for e in bench.ended()] == [NOW + HOUR, NOW + 2 * HOUR]
     assert bench.ended()[1].reason == Reason.JOB_DISABLED
     assert bench.live() == {}
+
+
+def both_in_one_batch(bench: Bench) -> tuple[Fire, Ended]:
+    """The target answers 410 to one occurrence, and before that is logged the next one falls due and is fired."""
+    bench.create("a", every(HOUR), overlap=ALLOW_ALL)
+    first = bench.fire_one(HOUR)
+    bench.outbox.remove(first)
+    bench.leading.append(Ended(first, failed(DISABLE, 410)))
+    (second,) = bench.tick(HOUR, log=False)
+    ended, due = bench.leading
+    assert isinstance(ended, Ended)
+    assert isinstance(due, Due)
+    return second, ended
+
+
+def test_what_was_fired_when_the_target_said_no_more_stays_unsent(bench: Bench) -> None:
+    """It is not on record, so it may be due again; then it must not have left before."""
+    second, _ = both_in_one_batch(bench)
+    bench.batch()
+    assert bench.status("a").state == JobState.DISABLED
+    assert not bench.shard.may_send(second)
+    bench.give_back(second)
+    bench.call(Resume(NAMESPACE, "a"))
+    assert second.id not in {fire.id for fire in bench.tick()}, (
+        "what fell due while it was disabled is skipped"
+    )
+    assert bench.fire_one(HOUR).scheduled_ms == NOW + 3 * HOUR
+
+
+def test_what_had_left_when_the_target_said_no_more_is_on_record(bench: Bench) -> None:
+    second, _ = both_in_one_batch(bench)
+    assert bench.shard.may_send(second)
+    bench.batch()
+    status = bench.status("a")
+    assert (status.state, status.next_ms, status.run) == (JobState.DISABLED, NOW + 3 * HOUR, 2)
+    assert status.live == (second.execution_row,)
+    bench.answer(second)
+    assert [(e.scheduled_ms - NOW) // HOUR for e in bench.ended()] == [1, 2]
+    bench.call(Resume(NAMESPACE, "a"))
+    assert bench.tick() == []
+    assert bench.fire_one(HOUR).scheduled_ms == NOW + 3 * HOUR
 
 
 # --- a new leader meets what its job no longer wants -----------------------------------------
