@@ -92,6 +92,7 @@ class Node:
         self.http_port = free_port()
         self.prefix = list(prefix)
         self.options = list(options)
+        self.module: Sequence[str] = ("tickwheel.server",)
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
@@ -109,7 +110,7 @@ class Node:
     def command(self) -> list[str]:
         """The command line."""
         return [
-            *self.prefix, sys.executable, "-m", "tickwheel.server", "serve",
+            *self.prefix, sys.executable, "-m", *self.module, "serve",
             "--data-dir", str(self.data_dir), "--grpc-listen", self.target,
             "--http-listen", f"127.0.0.1:{self.http_port}", *self.options,
         ]  # fmt: skip

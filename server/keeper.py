@@ -39,8 +39,9 @@ LOOK_AGAIN_EVERY = 4
 
 WIDEN_EVERY_MS = 5_000
 WATCH_CLOCK_EVERY_MS = 200
-FORWARD_STEP_MS = 60_000
-HOLD_MS = 5_000
+HOLD_MS = 1_000
+LONG_STEP_MS = 60_000
+LONG_HOLD_MS = 5_000
 FIRST_WINDOW_MS = 10_000
 PAGE_ENTRIES = 20_000
 READ_AHEAD_ROWS_MAX = 20_000
@@ -86,6 +87,7 @@ class Keeper:
         self.flushed_ms = runner.clock.now_ms()
         self._rounds = 0
         self._looked_to_ms = 0
+        runner.look_at_clock = self.look_at_clock
 
     # --- start and stop ---
 
@@ -240,11 +242,16 @@ class Keeper:
     # --- the clock ---
 
     async def watch_clock(self) -> None:
-        """A step of the host's clock: backward, the wheels turn back; far forward, firing is held for a while.
+        """Now and then, for a node that fires nothing."""
+        self.look_at_clock()
+
+    def look_at_clock(self) -> None:
+        """A step of the host's clock: backward, the wheels turn back; forward, firing is held for a while.
 
         Nothing fires twice after a step back, for what was fired is logged. A wrong step forward would fire everything
-        early, and nobody else is there to ask, so it is held long enough for an operator's alarm and for a second
-        step that takes it back.
+        early. In a cluster the others tell within a second that it is wrong, and this node leads nothing then. Alone
+        there is nobody to ask, so a long one is held long enough for an operator's alarm and for a second step that
+        takes it back.
         """
         clock = self._runner.clock
         step_ms = self._steps.observe(clock.now_ms(), clock.monotonic_ms())
@@ -252,9 +259,10 @@ class Keeper:
             return
         self._metrics.clock_stepped(step_ms)
         log.warning("the host's clock stepped", extra={"step_ms": step_ms})
-        if step_ms >= FORWARD_STEP_MS:
-            self._runner.hold_until_ms = clock.now_ms() + HOLD_MS
-        elif step_ms < 0:
+        if step_ms > 0:
+            hold_ms = LONG_HOLD_MS if step_ms >= LONG_STEP_MS else HOLD_MS
+            self._runner.hold_until_ms = clock.now_ms() + hold_ms
+        else:
             self._runner.hold_until_ms = 0
             for slot in self._runner.slots.values():
                 slot.shard.wheel.rebuild(clock.now_ms())

@@ -114,6 +114,7 @@ class Runner:
         self.waiting_count = 0
         self.firing = False
         self.hold_until_ms = 0
+        self.look_at_clock: Callable[[], None] = lambda: None
         self.store = store
         self.store_full = False
         self.feeds = feeds
@@ -435,7 +436,11 @@ class Runner:
             self._on_fatal(error)
 
     def _fire_all(self) -> None:
-        """Fire a slice of every shard that has something due, then sleep or come again at once."""
+        """Fire a slice of every shard that has something due, then sleep or come again at once.
+
+        The clock is looked at first: after a step forward much seems to be due.
+        """
+        self.look_at_clock()
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
         if room <= 0:

@@ -196,8 +196,11 @@ class LeaseThread:
             self._life.deadline_ms = 0
 
     def _revoke(self, lease: int) -> None:
-        """Each member is asked once at most: whoever closes waits for it."""
-        for _ in range(self._line.members):
+        """Each member is asked once, and one more time in all, for the first may have forgotten who asks.
+
+        Not longer: whoever closes waits for it.
+        """
+        for _ in range(self._line.members + 1):
             if self._do(life.Revoke(lease)).fault == Fault.NONE:
                 return
 

@@ -16,7 +16,7 @@ For each fault: `served_ms`, until every shard was served again for good (0: all
 more than once); `unserved_ms`, for how long, in sum, some shard was not; `fired_ms`, until the
 first, and until the last, of the shards that the harmed nodes led had sent a request under a new epoch; `whole_ms`.
 
-A clock that jumps cannot be given to a single process here; the simulation does that (tests/sim).
+A clock that jumps is given to one node by tests/e2e/stepping.py: the host's own would jump for all of them, and the judge.
 
     make chaos                                     one leg with etcd alone, one with three members
     make chaos ARGS='--faults 1000'                until the results file holds so many faults

@@ -24,6 +24,7 @@ from bench.proxy import Mode
 from tests.e2e.chaos_net import Net
 from tests.e2e.chaos_watch import Led, Watch
 from tests.e2e.harness import command_runs
+from tests.e2e.stepping import Hands
 
 from tickwheel.v1.cluster_service_pb2 import DrainNodeRequest, MoveShardRequest
 from tickwheel.v1.cluster_service_pb2_grpc import ClusterServiceStub
@@ -38,9 +39,10 @@ PATIENCE = ("--replace-ms", "3000", "--shrink-ms", "6000")
 
 
 class ChaosNode(ClusterNode):
-    """A node whose every path can be held."""
+    """A node whose every path can be held, and whose clock can be set."""
 
     net: Net
+    hands: Hands
 
     def spawn(self) -> None:
         """Start it, and tell the doors who it is."""
@@ -67,6 +69,8 @@ class ChaosCluster(Cluster):
         ]
         node = ChaosNode(self.directory, name, ",".join(links), self.options)
         node.net = self.net
+        node.hands = Hands(self.directory / f"{name}.clock")
+        node.module = node.hands.module
         others = [other for other in self.names if other != name]
         door = self.net.say("door", name, f"127.0.0.1:{node.peer_port}", *others)
         node.options += ["--peer-advertise", f"127.0.0.1:{door}"]
@@ -409,6 +413,28 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 16))
 
 
+# --- clocks -----------------------------------------------------------------------------------
+
+
+async def _set_clock(world: World, offset_ms: int) -> None:
+    node = world.most()
+    assert isinstance(node, ChaosNode)
+    world.strike(node)
+    node.hands.set(offset_ms)
+    await world.pause(3.0, 8.0)
+    node.hands.set(0)
+
+
+async def clock_back(world: World) -> None:
+    """The clock of the node that leads most is set back, and right again: it must not lead meanwhile."""
+    await _set_clock(world, -world.rng.choice((2_000, 10_000, 60_000)))
+
+
+async def clock_forward(world: World) -> None:
+    """The same, forward: it must not fire early."""
+    await _set_clock(world, world.rng.choice((2_000, 10_000, 90_000)))
+
+
 # --- what operators do ------------------------------------------------------------------------
 
 
@@ -454,7 +480,8 @@ KINDS: dict[str, Kind] = {
     "kill_leader": kill_leader, "kill_random": kill_random, "kill_two": kill_two, "pause": pause,
     "roll": roll, "wipe": wipe, "etcd_member": etcd_member, "etcd_all": etcd_all,
     "cut_etcd": cut_etcd, "deaf": deaf, "mute": mute, "cut_peers": cut_peers,
-    "cut_pair": cut_pair, "cut_all": cut_all, "eio": eio, "full_disk": full_disk, "move": move,
+    "cut_pair": cut_pair, "cut_all": cut_all, "eio": eio, "full_disk": full_disk, "clock_back": clock_back,
+    "clock_forward": clock_forward, "move": move,
     "drain": drain, "drain_kill": drain_kill, "fail_over": fail_over,
 }  # fmt: skip
 

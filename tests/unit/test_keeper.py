@@ -13,7 +13,15 @@ from prometheus_client import CollectorRegistry
 from tickwheel.server.codec import encode_status
 from tickwheel.server.config import Config
 from tickwheel.server.errors import ResourceExhausted
-from tickwheel.server.keeper import FIRST_WINDOW_MS, LEARN_PAGE, LOOK_AGAIN_EVERY, Keeper
+from tickwheel.server.keeper import (
+    FIRST_WINDOW_MS,
+    HOLD_MS,
+    LEARN_PAGE,
+    LONG_HOLD_MS,
+    LONG_STEP_MS,
+    LOOK_AGAIN_EVERY,
+    Keeper,
+)
 from tickwheel.server.metrics import Metrics
 from tickwheel.server.model import JobRow, JobState, Ms, Status
 from tickwheel.server.placement import key_of
@@ -62,6 +70,8 @@ class FakeRunner:
         self.store_full = False
         self.table_bytes = 0
         self.now_ms = NOW
+        self.hold_until_ms = 0
+        self.look_at_clock: Callable[[], None] = lambda: None
         self.admitted: list[list[Ms]] = []
         self.clock = SimpleNamespace(
             now_ms=lambda: self.now_ms, monotonic_ms=lambda: 0, monotonic=lambda: 0.0
@@ -219,3 +229,22 @@ def test_rows_are_read_as_they_come_into_sight_and_now_and_then_all_of_them() ->
         assert runner.admitted == [in_sight, [NOW + 2_500], [NOW + 3_000], again]
 
     asyncio.run(run())
+
+
+def test_a_step_of_the_clock_holds_firing_or_turns_the_wheel_back() -> None:
+    keeper, runner, shard = make()
+    runner.now_ms += 900
+    runner.look_at_clock()
+    assert runner.hold_until_ms == 0, "slewing is no step"
+    for step_ms, hold_ms in ((5_000, HOLD_MS), (LONG_STEP_MS, LONG_HOLD_MS)):
+        runner.now_ms += step_ms
+        runner.look_at_clock()
+        assert runner.hold_until_ms == runner.now_ms + hold_ms
+    shard.wheel.add(runner.now_ms + 10, 7, 1)
+    shard.wheel.advance(runner.now_ms + 5, 1)
+    runner.now_ms -= 30_000
+    asyncio.run(keeper.watch_clock())
+    assert runner.hold_until_ms == 0
+    assert shard.wheel.next_ms() == runner.now_ms + 30_010
+    runner.look_at_clock()
+    assert runner.hold_until_ms == 0, "each step is taken once"
