@@ -436,11 +436,8 @@ class Runner:
             self._on_fatal(error)
 
     def _fire_all(self) -> None:
-        """Fire a slice of every shard that has something due, then sleep or come again at once.
-
-        The clock is looked at first: after a step forward much seems to be due.
-        """
-        self.look_at_clock()
+        """Fire a slice of every shard that has something due, then sleep or come again at once."""
+        self.look_at_clock()  # after a step forward much seems to be due
         now_ms = self.clock.now_ms()
         room = self._dispatch.room()
         if room <= 0:
