@@ -178,8 +178,9 @@ class Users:
         if isinstance(reply, JobView):
             self._world.marks["resumed"] += 1
             if alone and asked == len(pauses):
-                # the shard's time, by which it skipped, may be ahead of the clock that is asked here
-                end_ms = max(self._world.clock.now_ms(), reply.status.update_ms)
+                # the shard's time, by which it skipped, may be ahead of the clock that is asked here; what falls due in
+                # the very millisecond is skipped
+                end_ms = 1 + max(self._world.clock.now_ms(), reply.status.update_ms)
                 pauses[:] = [(start, min(end, end_ms)) for start, end in pauses]
 
     # --- running by hand ---
