@@ -10,12 +10,11 @@ scores win, and a node that comes or goes moves only what it wins or held.
 Must never import: anything of this project; no I/O, no clock.
 """
 
-import sys
 import zlib
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from struct import unpack
 from typing import NamedTuple
 
 
@@ -42,10 +41,7 @@ def key_of(namespace: str, job: str) -> int:
 def keys_of(namespace: str, jobs: Iterable[str]) -> Sequence[int]:
     """`key_of` of each of these."""
     digests = [blake2b(f"{namespace}/{job}".encode(), digest_size=8).digest() for job in jobs]
-    keys = array("q", b"".join(digests))
-    if sys.byteorder == "big":
-        keys.byteswap()
-    return keys
+    return unpack(f"<{len(digests)}q", b"".join(digests))
 
 
 class Site(NamedTuple):
