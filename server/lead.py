@@ -144,9 +144,8 @@ class Lead:
         if peer.pace is not Pace.SNAPSHOT or match >= self._log.base_index:
             peer.acked(match, now_ms)
         elif news:
-            peer.probe(
-                match + 1
-            )  # its copy is in place, and too old by now: it has to take another
+            # Its copy is in place, and too old by now: it has to take another.
+            peer.probe(match + 1)
         return True
 
     def rejected(self, name: NodeId, hint: int) -> bool:

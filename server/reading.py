@@ -7,7 +7,7 @@ a flush ended while it was reading (`Table.thaws`).
 Must never import: any driver, `store`; no I/O, no clock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tickwheel.server.codec import decode_status
@@ -28,7 +28,7 @@ from tickwheel.server.command import (
 from tickwheel.server.draft import Rows
 from tickwheel.server.fire import OutcomeKind
 from tickwheel.server.model import JobRow, Row
-from tickwheel.server.table import GONE, Partly, Table
+from tickwheel.server.table import GONE, Mark, Partly, Table
 
 _OF_A_ROW = (Due, Expire, Abandon)
 _OF_LIVE = (Cancel, Delete, Resume, Update)
@@ -151,28 +151,26 @@ def _want_job(table: Table, row: Row, rows: Rows, wants: Wants, *, with_live: bo
 
 
 def _want_live(table: Table, row: Row, rows: Rows, wants: Wants) -> None:
-    if row in rows.live:
-        return
-    found = table.execution(row)
-    if isinstance(found, bytes):
-        rows.live[row] = found
-    elif found is GONE:
-        rows.live[row] = None
-    else:
-        wants.live.append(row)
+    _want_execution(row, table.execution, rows.live, wants.live)
 
 
 def _want_letter(table: Table, row: Row, rows: Rows, wants: Wants) -> None:
     """What was looked up before the call may have been sent again, and have ended again, since."""
-    if row in rows.ended:
+    _want_execution(row, table.ended, rows.ended, wants.ended)
+
+
+def _want_execution(
+    row: Row, look: Callable[[Row], bytes | Mark], known: dict[Row, bytes | None], wanted: list[Row]
+) -> None:
+    if row in known:
         return
-    found = table.ended(row)
+    found = look(row)
     if isinstance(found, bytes):
-        rows.ended[row] = found
+        known[row] = found
     elif found is GONE:
-        rows.ended[row] = None
+        known[row] = None
     else:
-        wants.ended.append(row)
+        wanted.append(row)
 
 
 def _want_ended(table: Table, command: Ended, rows: Rows, wants: Wants, starting: set[Row]) -> None:

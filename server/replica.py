@@ -484,9 +484,8 @@ class Replica:
     def _on_acked(self, sender: NodeId, message: Acked) -> None:
         lead = self._lead
         if lead is None or message.epoch != self.epoch:
-            self.not_offered(
-                sender
-            )  # its copy may be of an epoch before, and it has not heard of this one yet
+            # Its copy may be of an epoch before, and it has not heard of this one yet.
+            self.not_offered(sender)
             self._ignore(message)
         elif lead.acked(sender, message.match, self._now_ms):
             self._moved = True

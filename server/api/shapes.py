@@ -184,11 +184,9 @@ def _read_time(time: bytes) -> tuple[Ms, bytes]:
     read.DiscardUnknownFields()
     seconds, nanos = read.seconds, read.nanos
     valid = 0 <= seconds <= SECONDS_MAX and 0 <= nanos < _NANOS
+    # Written otherwise than protobuf writes it, or with more than belongs there, it is none either.
     if not valid or read.SerializeToString() != time:
-        return (
-            0,
-            b"",
-        )  # or written otherwise than protobuf writes it, or with more than belongs there
+        return 0, b""
     time_ms = seconds * 1_000 - -nanos // NANOS_PER_MS
     return time_ms, _stamp(time_ms) if nanos % NANOS_PER_MS else time
 
